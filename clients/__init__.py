@@ -1,0 +1,1 @@
+"""Client sides, one method per file."""

@@ -1,0 +1,1 @@
+"""Modules that map inputs to features ``[n, num_features]``."""

@@ -1,0 +1,1 @@
+"""Pure functions: the mathematics of the methods, on plain tensors."""

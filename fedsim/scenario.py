@@ -1,0 +1,95 @@
+"""What a scenario must offer: for every client, a stream of experiences cut on demand."""
+
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from fedsim.data import Indices, Shard
+
+if TYPE_CHECKING:  # importing Avalanche takes seconds, so only those who need its streams pay
+    from avalanche.benchmarks import CLScenario
+
+Split = Literal["train", "test"]
+CACHE_BYTES = 1 << 30  # shards kept in memory, least recently used first to go
+
+
+class Scenario(ABC):
+    """Data set x partition over clients x order over time.
+
+    A subclass says which examples a client holds (:meth:`indices`) and how to make tensors of them
+    (:meth:`build`). Experiences are named by their number in the scenario, ``0..E-1``; a client
+    meets them in the order that :meth:`experience_at` gives, so ``position`` (how many
+    experiences it has had) and ``experience`` (which one) are different things.
+
+    Attributes:
+        num_clients: Registered clients ``C``.
+        num_experiences: Experiences ``E`` of the scenario, and so of every client's stream.
+        num_classes: Classes ``K`` over all experiences.
+        input_shape: Shape of one example, without the batch dimension.
+        task_classes: Bool ``[E, K]``, the classes among which an example of task ``e`` is
+            classified, where task labels are told at test time; else None.
+    """
+
+    num_clients: int
+    num_experiences: int
+    num_classes: int
+    input_shape: tuple[int, ...]
+    task_classes: Tensor | None = None
+
+    def __init__(self) -> None:
+        self._cache: OrderedDict[tuple[int | None, int, str], Shard] = OrderedDict()
+        self._cached_bytes = 0
+
+    @abstractmethod
+    def indices(self, client_id: int | None, experience: int, split: Split) -> Indices:
+        """Examples of a client in an experience, ascending; ``client_id=None`` means all clients'.
+
+        Args:
+            client_id: In ``[0, num_clients)``, or None for the pooled data of the experience.
+            experience: In ``[0, num_experiences)``.
+            split: Training or test part.
+        """
+
+    @abstractmethod
+    def build(self, indices: Indices, experience: int, split: Split) -> Shard:
+        """The tensors of the given examples, as they look in this experience."""
+
+    def experience_at(self, client_id: int, position: int) -> int:
+        """Which experience the client meets at this position of its stream."""
+        del client_id
+        return position
+
+    def classes(self, experience: int) -> list[int]:
+        """Classes that occur in the experience, over all clients, ascending."""
+        indices = self.indices(None, experience, "train")
+        return sorted(set(self.targets("train")[torch.from_numpy(indices)].tolist()))
+
+    @abstractmethod
+    def targets(self, split: Split) -> Tensor:
+        """Targets of the whole data set, ``[N]``; ``indices`` point into it."""
+
+    def shard(self, client_id: int | None, experience: int, split: Split) -> Shard:
+        """The client's data of an experience, from a bounded cache."""
+        key = (client_id, experience, split)
+        if key in self._cache:
+            self._cache.move_to_end(key)
+            return self._cache[key]
+        shard = self.build(self.indices(client_id, experience, split), experience, split)
+        self._cache[key] = shard
+        self._cached_bytes += shard.nbytes
+        while self._cached_bytes > CACHE_BYTES and len(self._cache) > 1:
+            self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
+        return shard
+
+    def streams(self, client_id: int) -> "CLScenario":
+        """The client's stream as an Avalanche scenario with ``train_stream`` and ``test_stream``.
+
+        Experience ``i`` of either stream is the client's ``i``-th position; its ``task_labels``
+        tell the scenario's experience where the scenario tells task labels, else 0.
+        """
+        from fedsim.streams import avalanche_scenario
+
+        return avalanche_scenario(self, client_id)

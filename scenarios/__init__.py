@@ -1,0 +1,1 @@
+"""Data set x partition over clients x order over time."""

@@ -1,0 +1,1 @@
+"""Server sides, one method per file."""
