@@ -1,0 +1,240 @@
+"""The client side of a method: five small methods over one fixed training and evaluation course."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.optim import Optimizer
+
+from fedsim.arrays import Params, Records
+from fedsim.clock import Clock
+from fedsim.data import Batch, Shard
+from fedsim.model import Model, mask_logits
+from fedsim.scenario import Scenario
+from fedsim.seeding import derive, generator
+from fedsim.state import ClientState
+from fedsim.training import LocalTraining, fit, optimizer_params, restore_optimizer, seeded
+from fedsim.wire import Download, Upload
+
+EVALUATION_BATCH = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What every client of a run shares.
+
+    Attributes:
+        scenario: The data.
+        clock: The time.
+        model: Builds the model; called once per process.
+        seed: Seed of the run.
+        device: Where the model trains, e.g. ``cpu`` or ``cuda``.
+    """
+
+    scenario: Scenario
+    clock: Clock
+    model: Callable[[], Model]
+    seed: int
+    device: str = "cpu"
+
+
+class Client:
+    """Client side of a method.
+
+    One object serves all clients of a process, one after the other. It keeps nothing about any of
+    them: what a client remembers lies in its :class:`fedsim.state.ClientState`. A method overrides
+    some of :meth:`load`, :meth:`loss`, :meth:`batches`, :meth:`consolidate`, :meth:`upload` and
+    :meth:`predict`; as it stands, this class is federated averaging's client.
+
+    Args:
+        setting: What all clients share.
+        training: Optimiser, epochs, batch size.
+    """
+
+    def __init__(self, setting: Setting, *, training: LocalTraining) -> None:
+        self.setting = setting
+        self.scenario = setting.scenario
+        self.training = training
+        self.model = initial_model(setting).to(setting.device)
+        # the tensors behind the model's parameters and buffers, to be written in place
+        self._slots = {name: t.detach() for name, t in self.model.state_dict().items()}
+
+    # ---- what a method may override --------------------------------------------------------
+
+    def load(self, model: Model, down: Download, state: ClientState) -> None:
+        """Put the download into the model. Default: record ``arrays`` into all its tensors."""
+        del model, state
+        self.load_arrays(down.records["arrays"])
+
+    def loss(self, model: Model, batch: Batch, down: Download, state: ClientState) -> Tensor:
+        """Mean loss of a batch, a scalar. Default: cross-entropy."""
+        del down, state
+        logits = mask_logits(model(batch.inputs), batch.tasks, self.scenario.task_classes)
+        return functional.cross_entropy(logits, batch.targets)
+
+    def batches(
+        self, shard: Shard, down: Download, state: ClientState, rng: torch.Generator
+    ) -> Iterator[Batch]:
+        """The batches of one round. Default: ``epochs`` passes in random order."""
+        del down, state
+        for _ in range(self.training.epochs):
+            yield from shard.batches(self.training.batch_size, rng)
+
+    def consolidate(self, model: Model, shard: Shard, down: Download, state: ClientState) -> None:
+        """Called once when an experience is over, before the next begins. Default: nothing.
+
+        With partial participation that is the first round in which the client takes part after the
+        boundary, so every experience it trained on is consolidated once, in order. ``model`` holds
+        the download of that round, ``shard`` the data of the experience that is over.
+        """
+
+    def upload(self, model: Model, shard: Shard, down: Download, state: ClientState) -> Records:
+        """What the client sends. Default: record ``arrays``, the model's tensors."""
+        del model, shard, down, state
+        return {"arrays": {name: tensor.clone() for name, tensor in self._slots.items()}}
+
+    def predict(self, model: Model, batch: Batch, down: Download, state: ClientState) -> Tensor:
+        """Scores of every class, ``[n, K]``; the largest is the prediction. Default: logits."""
+        del down, state
+        return mask_logits(model(batch.inputs), batch.tasks, self.scenario.task_classes)
+
+    # ---- the fixed course ------------------------------------------------------------------
+
+    def train(self, down: Download, state: ClientState) -> Upload:
+        """One round of one client."""
+        client_id = self._trainee(down)
+        if down.tick.experience < 0:
+            return Upload(client_id=client_id, num_examples=0, records={})
+        shard = self._shard(client_id, down.tick.experience)
+        if len(shard) == 0:
+            return Upload(client_id=client_id, num_examples=0, records={})
+        seed = self.setting.seed
+        with seeded(derive(seed, "noise", down.tick.round, client_id)):
+            self.load(self.model, down, state)
+            self._cross_boundary(client_id, down, state)
+            self.model.train()
+            rng = generator(seed, "train", down.tick.round, client_id)
+            loss = self.fit(self.batches(shard, down, state, rng), down, state)
+            records = self.upload(self.model, shard, down, state)
+        return Upload(
+            client_id=client_id,
+            num_examples=len(shard),
+            records=records,
+            metrics={"loss": loss},
+        )
+
+    def evaluate(self, down: Download, state: ClientState) -> Upload:
+        """Accuracy and loss on the test data of every experience.
+
+        The metrics are lists over experiences ``0..E-1`` (numbers of the scenario): ``accuracy``,
+        ``loss`` and ``examples``; NaN where the client has no test data. A download without a
+        client id is evaluated on the test data of all clients together.
+        """
+        self.load(self.model, down, state)
+        self.model.eval()
+        accuracy, loss, examples = [], [], []
+        for experience in range(self.scenario.num_experiences):
+            shard = self.scenario.shard(down.client_id, experience, "test")
+            correct, total = self._score(shard, down, state)
+            n = len(shard)
+            accuracy.append(correct / n if n else float("nan"))
+            loss.append(total / n if n else float("nan"))
+            examples.append(float(n))
+        return Upload(
+            client_id=-1 if down.client_id is None else down.client_id,
+            num_examples=int(sum(examples)),
+            records={},
+            metrics={"accuracy": accuracy, "loss": loss, "examples": examples},
+        )
+
+    def fit(self, batches: Iterator[Batch], down: Download, state: ClientState) -> float:
+        """Train the model on the batches; returns the mean loss."""
+        training, model = self.training, self.model
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        optimizer = self._optimizer(parameters, down, state)
+        loss = fit(
+            lambda batch: self.loss(model, self.on_device(batch), down, state),
+            batches,
+            optimizer,
+            parameters,
+            training.clip_norm,
+        )
+        if training.keep_optimizer:
+            state["optimizer"] = optimizer_params(optimizer)
+        return loss
+
+    def load_arrays(self, arrays: Params) -> None:
+        """Write a full set of tensors into the model.
+
+        Raises:
+            ValueError: If names or shapes differ from the model's.
+        """
+        if arrays.keys() != self._slots.keys():
+            wrong = sorted(arrays.keys() ^ self._slots.keys())
+            raise ValueError(f"the download's tensors are not the model's: {', '.join(wrong[:5])}")
+        with torch.no_grad():
+            for name, slot in self._slots.items():
+                if slot.shape != arrays[name].shape:
+                    raise ValueError(
+                        f"{name!r}: expected shape {tuple(slot.shape)}, got"
+                        f" {tuple(arrays[name].shape)}"
+                    )
+                slot.copy_(arrays[name])
+
+    def on_device(self, batch: Batch) -> Batch:
+        """The batch where the model is."""
+        if self.setting.device == "cpu":
+            return batch
+        device = self.setting.device
+        tasks = None if batch.tasks is None else batch.tasks.to(device)
+        return Batch(batch.inputs.to(device), batch.targets.to(device), tasks)
+
+    def _optimizer(
+        self, parameters: list[torch.nn.Parameter], down: Download, state: ClientState
+    ) -> Optimizer:
+        optimizer = self.training.optimizer(parameters)
+        if self.training.keep_optimizer and "optimizer" in state:
+            restore_optimizer(optimizer, state["optimizer"])
+        clock = self.setting.clock
+        factor = self.training.schedule((down.tick.round - 1) / clock.num_rounds)
+        for group in optimizer.param_groups:
+            group["lr"] *= factor
+        return optimizer
+
+    def _shard(self, client_id: int, position: int) -> Shard:
+        """Training data at a position of the client's stream."""
+        experience = self.scenario.experience_at(client_id, position)
+        return self.scenario.shard(client_id, experience, "train")
+
+    def _cross_boundary(self, client_id: int, down: Download, state: ClientState) -> None:
+        """Consolidate the last experience this client trained on, if it is over."""
+        if type(self).consolidate is Client.consolidate:
+            return
+        last = state.count("position", -1)
+        if 0 <= last < down.tick.experience:
+            self.consolidate(self.model, self._shard(client_id, last), down, state)
+        state.set_count("position", down.tick.experience)
+
+    @torch.no_grad()
+    def _score(self, shard: Shard, down: Download, state: ClientState) -> tuple[int, float]:
+        """Correct predictions and summed cross-entropy."""
+        correct, loss = 0, 0.0
+        for stored in shard.batches(EVALUATION_BATCH):
+            batch = self.on_device(stored)
+            scores = self.predict(self.model, batch, down, state)
+            correct += int((scores.argmax(dim=1) == batch.targets).sum())
+            loss += float(functional.cross_entropy(scores, batch.targets, reduction="sum"))
+        return correct, loss
+
+    def _trainee(self, down: Download) -> int:
+        if down.client_id is None:
+            raise ValueError("only clients train; this download names none")
+        return down.client_id
+
+
+def initial_model(setting: Setting) -> Model:
+    """The model every run with this seed starts from."""
+    with seeded(derive(setting.seed, "init")):
+        return setting.model()

@@ -1,0 +1,131 @@
+"""The only training loop, what a client does in it, and learning-rate schedules over rounds."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fedsim.arrays import Params
+from fedsim.data import Batch
+
+Loss = Callable[[Batch], Tensor]
+Schedule = Callable[[float], float]  # share of the run that is over, in [0, 1) -> factor
+
+
+def constant(progress: float) -> float:
+    """The same rate all the time."""
+    del progress
+    return 1.0
+
+
+def cosine(progress: float, final: float = 0.0) -> float:
+    """Half a cosine from 1 down to ``final``.
+
+    Source:
+        Loshchilov and Hutter, SGDR, ICLR 2017, arXiv:1608.03983 (without restarts).
+    """
+    return final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def steps(
+    progress: float, milestones: tuple[float, ...] = (0.5, 0.75), factor: float = 0.1
+) -> float:
+    """Multiplies by ``factor`` at each milestone (shares of the run)."""
+    return float(factor ** sum(progress >= m for m in milestones))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalTraining:
+    """How a client trains in one round.
+
+    Attributes:
+        optimizer: Builds the optimiser from the parameters.
+        epochs: Passes over the client's data.
+        batch_size: Examples a step; ``0`` means all of them.
+        schedule: Factor of the learning rate, given the share of the rounds that is over.
+        clip_norm: Largest total gradient norm, or None.
+        keep_optimizer: Whether the optimiser's moments stay with the client between rounds
+            (they describe the client's own model, not the one it receives); else they start anew.
+    """
+
+    optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]
+    epochs: int = 1
+    batch_size: int = 32
+    schedule: Schedule = constant
+    clip_norm: float | None = None
+    keep_optimizer: bool = False
+
+    def __post_init__(self) -> None:
+        if self.epochs < 0:
+            raise ValueError(f"training.epochs must be 0 or more, got {self.epochs}")
+        if self.batch_size < 0:
+            raise ValueError(
+                f"training.batch_size must be 1 or more, or 0 for a full batch; got"
+                f" {self.batch_size}"
+            )
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise ValueError(f"training.clip_norm must be positive or null, got {self.clip_norm}")
+
+
+def fit(
+    loss: Loss,
+    batches: Iterable[Batch],
+    optimizer: Optimizer,
+    parameters: list[nn.Parameter],
+    clip_norm: float | None = None,
+) -> float:
+    """One optimiser step per batch; returns the mean loss per example, NaN without any batch.
+
+    Args:
+        loss: Mean loss of a batch, a scalar.
+        batches: The batches of all epochs, in order.
+        optimizer: Steps the parameters.
+        parameters: Those whose gradient norm is clipped.
+        clip_norm: Largest total gradient norm, or None.
+    """
+    total: Tensor | float = 0.0
+    count = 0
+    for batch in batches:
+        optimizer.zero_grad(set_to_none=True)
+        value = loss(batch)
+        value.backward()  # type: ignore[no-untyped-call]
+        if clip_norm is not None:
+            nn.utils.clip_grad_norm_(parameters, clip_norm)
+        optimizer.step()
+        total = total + value.detach() * len(batch.targets)  # on the device: no waiting in the loop
+        count += len(batch.targets)
+    return float(total) / count if count else math.nan
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Torch's own generators, which dropout reads, start from ``seed``; the CPU's is put back."""
+    state = torch.get_rng_state()
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+
+
+def optimizer_params(optimizer: Optimizer) -> Params:
+    """The optimiser's moments as tensors, named ``<parameter number>.<moment>``."""
+    return {
+        f"{number}.{name}": value.detach().clone()
+        for number, moments in optimizer.state_dict()["state"].items()
+        for name, value in moments.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def restore_optimizer(optimizer: Optimizer, params: Params) -> None:
+    """Put moments taken by :func:`optimizer_params` into a fresh optimiser."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in params.items():
+        number, name = key.split(".", 1)
+        state.setdefault(int(number), {})[name] = value.clone()
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

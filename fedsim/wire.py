@@ -1,0 +1,123 @@
+"""What travels: a download to a client and its upload, and their form as Flower messages.
+
+Message content, in both directions: each entry of ``records`` is an ``ArrayRecord`` under its own
+name (the model's parameters are called ``arrays``, as Flower's strategies expect), ``config`` is a
+``ConfigRecord`` and ``metrics`` a ``MetricRecord`` with ``num-examples``. Of the clock only the
+round travels; both ends derive the rest from the same configuration.
+"""
+
+from dataclasses import dataclass, field
+
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+
+from fedsim.arrays import Params, Records, num_bytes, to_params, to_record
+from fedsim.clock import Clock, Tick
+
+__all__ = ["Config", "Download", "Metrics", "Params", "Records", "Upload"]
+
+Config = dict[str, int | float | str | bool]
+Metrics = dict[str, int | float | list[float]]
+
+NUM_EXAMPLES = "num-examples"  # the key by which Flower's strategies weigh
+SERVER_ROUND = "server-round"  # the key under which Flower's strategies send the round
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Download:
+    """What the server sends to one client.
+
+    Attributes:
+        client_id: In ``[0, num_clients)``; None when the server evaluates on its own behalf.
+        tick: The client's time.
+        records: Named groups of tensors; ``arrays`` holds the model. Read only: the memory is
+            shared by all clients of the round.
+        config: Scalars from the strategy.
+    """
+
+    client_id: int | None
+    tick: Tick
+    records: Records
+    config: Config = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upload:
+    """What one client returns.
+
+    Attributes:
+        client_id: Who.
+        num_examples: Examples it used; ``0`` says that it had nothing to do.
+        records: Named groups of tensors.
+        metrics: Numbers, or one list of numbers over experiences.
+    """
+
+    client_id: int
+    num_examples: int
+    records: Records
+    metrics: Metrics = field(default_factory=dict)
+
+
+def to_content(download: Download) -> RecordDict:
+    """Message content of a download."""
+    content = RecordDict({name: to_record(params) for name, params in download.records.items()})
+    content["config"] = ConfigRecord({**download.config, SERVER_ROUND: download.tick.round})
+    return content
+
+
+def to_download(message: Message, context: Context, clock: Clock) -> Download:
+    """The download inside a message, from the client's point of view.
+
+    Raises:
+        ValueError: If the message carries no round, or the node has no ``partition-id``.
+    """
+    client_id = context.node_config.get("partition-id")
+    if not isinstance(client_id, int):
+        raise ValueError(
+            f"node {context.node_id} needs an integer 'partition-id' in its node config,"
+            f" got {client_id!r}"
+        )
+    config: Config = {}
+    records: Records = {}
+    for name, record in message.content.items():
+        if isinstance(record, ConfigRecord):
+            config.update(record)  # type: ignore[arg-type]
+        elif isinstance(record, ArrayRecord):
+            records[name] = to_params(record)
+    round_ = config.get(SERVER_ROUND)
+    if not isinstance(round_, int):
+        raise ValueError(f"the message needs an integer {SERVER_ROUND!r}, got {round_!r}")
+    tick = clock.at(round_, client_id)
+    return Download(client_id=client_id, tick=tick, records=records, config=config)
+
+
+def to_reply(upload: Upload, message: Message) -> Message:
+    """The reply that carries an upload."""
+    content = RecordDict({name: to_record(params) for name, params in upload.records.items()})
+    content["metrics"] = MetricRecord({NUM_EXAMPLES: upload.num_examples, **upload.metrics})
+    return Message(content, reply_to=message)
+
+
+def to_upload(reply: Message, client_id: int) -> Upload:
+    """The upload inside a reply.
+
+    Raises:
+        ValueError: If the reply has no ``num-examples``.
+    """
+    records: Records = {}
+    metrics: Metrics = {}
+    for name, record in reply.content.items():
+        if isinstance(record, ArrayRecord):
+            records[name] = to_params(record)
+        elif isinstance(record, MetricRecord):
+            metrics.update(record)  # type: ignore[arg-type]
+    num_examples = metrics.pop(NUM_EXAMPLES, None)
+    if not isinstance(num_examples, int | float):
+        raise ValueError(f"the reply needs a number {NUM_EXAMPLES!r}, got {num_examples!r}")
+    return Upload(
+        client_id=client_id, num_examples=int(num_examples), records=records, metrics=metrics
+    )
+
+
+def record_bytes(records: Records) -> dict[str, int]:
+    """Bytes of every named record (see :func:`fedsim.arrays.num_bytes`)."""
+    return {name: num_bytes(params) for name, params in records.items()}
