@@ -44,7 +44,7 @@ class TensorArray(Array):
         return tensor
 
     @property
-    def data(self) -> bytes:  # type: ignore[override]
+    def data(self) -> bytes:
         """The ``.npy`` bytes, made on first use."""
         if self.__dict__["_bytes"] is None:
             self.__dict__["_bytes"] = Array.from_numpy_ndarray(self.tensor.numpy()).data

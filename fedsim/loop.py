@@ -1,0 +1,224 @@
+"""The round loop: configure, send, check, record, aggregate, evaluate, over any Flower strategy."""
+
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy as FlowerStrategy
+
+from fedsim.arrays import Records, num_bytes, to_params, to_record
+from fedsim.clock import Clock, Tick
+from fedsim.gate import Rejection, fault, is_idle
+from fedsim.grid import LocalGrid, Roster
+from fedsim.seeding import derive
+from fedsim.strategy import Strategy
+from fedsim.wire import Upload, to_upload
+
+BEFORE = Tick(0, -1, 0, is_first=False, is_last=False)  # the untrained model is measured here
+Evaluator = Callable[[Tick, Records], Upload]
+
+
+@dataclass(slots=True)
+class RoundLog:
+    """What happened in one round.
+
+    Attributes:
+        tick: The server's time.
+        cohort: Clients whose updates were aggregated, in order.
+        idle: Clients that were asked but had no data or had not joined.
+        rejections: Updates that were refused.
+        num_examples: Training examples behind the aggregate.
+        train_loss: Example-weighted mean of the clients' training losses; NaN without any.
+        upload_bytes: Sent by clients, by record name, rejected updates included.
+        download_bytes: Sent to clients, by record name, for training and evaluation.
+        seconds: Wall time by phase: configure, train, aggregate, evaluate.
+        evaluations: Uploads of evaluating clients, in client order.
+        server: The server's own evaluation of the global model, or None.
+    """
+
+    tick: Tick
+    cohort: list[int] = field(default_factory=list)
+    idle: list[int] = field(default_factory=list)
+    rejections: list[Rejection] = field(default_factory=list)
+    num_examples: int = 0
+    train_loss: float = float("nan")
+    upload_bytes: dict[str, int] = field(default_factory=dict)
+    download_bytes: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    evaluations: list[Upload] = field(default_factory=list)
+    server: Upload | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loop:
+    """One run's fixed parts.
+
+    Attributes:
+        strategy: Any Flower strategy, or one of fedsim's.
+        grid: Where the clients are.
+        roster: Which node is which client.
+        clock: Federated continual time.
+        seed: Seed of the run.
+        evaluator: Evaluates what the server would send to a new client, or None to leave it out.
+        timeout: Seconds that a cohort may take, or None.
+    """
+
+    strategy: FlowerStrategy
+    grid: Grid
+    roster: Roster
+    clock: Clock
+    seed: int
+    evaluator: Evaluator | None = None
+    timeout: float | None = None
+
+    def run(
+        self, arrays: ArrayRecord, first_round: int = 1
+    ) -> Iterator[tuple[RoundLog, ArrayRecord]]:
+        """Each round's log with the global arrays after it; round 0 is the untrained model."""
+        if isinstance(self.strategy, Strategy):
+            self.strategy.bind(self.clock, self.roster)
+        if first_round == 1:
+            log = RoundLog(BEFORE)
+            log.server = self._evaluate_server(BEFORE, arrays)
+            yield log, arrays
+        for round_ in range(first_round, self.clock.num_rounds + 1):
+            log = RoundLog(self.clock.at(round_))
+            arrays = self._train(log, arrays)
+            if self.clock.evaluates(round_):
+                self._evaluate(log, arrays)
+            yield log, arrays
+
+    def _train(self, log: RoundLog, arrays: ArrayRecord) -> ArrayRecord:
+        round_ = log.tick.round
+        start = time.perf_counter()
+        with flower_sampling(derive(self.seed, "sample", round_)):
+            messages = list(
+                self.strategy.configure_train(round_, arrays, ConfigRecord(), self.grid)
+            )
+        log.seconds["configure"] = time.perf_counter() - start
+        _count_bytes(messages, log.download_bytes)
+        replies = _Timed(self._accepted(log, arrays, self._exchange(messages)))
+        start = time.perf_counter()
+        aggregated, _ = self.strategy.aggregate_train(round_, replies)
+        log.seconds["train"] = replies.seconds
+        log.seconds["aggregate"] = time.perf_counter() - start - replies.seconds
+        return arrays if aggregated is None else like(aggregated, arrays)
+
+    def _accepted(
+        self, log: RoundLog, arrays: ArrayRecord, replies: Iterable[Message]
+    ) -> Iterator[Message]:
+        """Replies that may be aggregated; the others are recorded and dropped."""
+        loss = 0.0
+        for reply in replies:
+            client = self.roster.client(reply.metadata.src_node_id)
+            reason = reply.error.reason if reply.has_error() else None
+            if reason is None:
+                _count_bytes([reply], log.upload_bytes)
+                if is_idle(reply):
+                    log.idle.append(client)
+                    continue
+                reason = fault(reply, arrays)
+            if reason is not None:
+                log.rejections.append(Rejection(round=log.tick.round, client=client, reason=reason))
+                continue
+            upload = to_upload(reply, client)
+            log.cohort.append(client)
+            log.num_examples += upload.num_examples
+            value = upload.metrics.get("loss")
+            if isinstance(value, int | float):
+                loss += value * upload.num_examples
+                log.train_loss = loss / max(log.num_examples, 1)
+            yield reply
+
+    def _evaluate(self, log: RoundLog, arrays: ArrayRecord) -> None:
+        round_ = log.tick.round
+        start = time.perf_counter()
+        with flower_sampling(derive(self.seed, "evaluate")):  # the same clients every time
+            messages = list(
+                self.strategy.configure_evaluate(round_, arrays, ConfigRecord(), self.grid)
+            )
+        _count_bytes(messages, log.download_bytes)
+        replies = list(self._answered(log, self._exchange(messages)))
+        if replies:
+            self.strategy.aggregate_evaluate(round_, replies)
+        log.server = self._evaluate_server(log.tick, arrays)
+        log.seconds["evaluate"] = time.perf_counter() - start
+
+    def _answered(self, log: RoundLog, replies: Iterable[Message]) -> Iterator[Message]:
+        for reply in replies:
+            client = self.roster.client(reply.metadata.src_node_id)
+            if reply.has_error():
+                reason = f"evaluation failed: {reply.error.reason}"
+                log.rejections.append(Rejection(round=log.tick.round, client=client, reason=reason))
+                continue
+            upload = to_upload(reply, client)
+            if upload.num_examples > 0:  # weightless replies would make Flower divide by zero
+                log.evaluations.append(upload)
+                yield reply
+
+    def _evaluate_server(self, tick: Tick, arrays: ArrayRecord) -> Upload | None:
+        if self.evaluator is None:
+            return None
+        records: Records = {"arrays": to_params(arrays)}
+        if isinstance(self.strategy, Strategy):
+            records = self.strategy.payload(tick, self.strategy.ready(arrays), None)
+        return self.evaluator(tick, records)
+
+    def _exchange(self, messages: list[Message]) -> Iterable[Message]:
+        """Replies in client order, so that sums do not depend on who answers first."""
+        messages.sort(key=lambda m: self.roster.client(m.metadata.dst_node_id))
+        if isinstance(self.grid, LocalGrid):
+            return self.grid.stream(messages, timeout=self.timeout)
+        replies = list(self.grid.send_and_receive(messages, timeout=self.timeout))
+        return sorted(replies, key=lambda m: self.roster.client(m.metadata.src_node_id))
+
+
+@contextmanager
+def flower_sampling(seed: int) -> Iterator[None]:
+    """Flower's strategies sample with Python's global generator: seed it here, restore it after."""
+    state = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(state)
+
+
+class _Timed:
+    """An iterator that knows how long its items took to come."""
+
+    def __init__(self, items: Iterator[Message]) -> None:
+        self._items = items
+        self.seconds = 0.0
+
+    def __iter__(self) -> Iterator[Message]:
+        return self
+
+    def __next__(self) -> Message:
+        start = time.perf_counter()
+        try:
+            return next(self._items)
+        finally:
+            self.seconds += time.perf_counter() - start
+
+
+def like(arrays: ArrayRecord, template: ArrayRecord) -> ArrayRecord:
+    """The arrays decoded, with the dtypes of the template (averages of integers are floats)."""
+    params = to_params(arrays)
+    wanted = to_params(template)
+    return to_record({n: t.to(wanted[n].dtype) if n in wanted else t for n, t in params.items()})
+
+
+def _count_bytes(messages: Iterable[Message], total: dict[str, int]) -> None:
+    """Add the size of every array record of the messages, by record name."""
+    sizes: dict[int, int] = {}  # payloads shared by many clients are measured once
+    for message in messages:
+        for name, record in message.content.items():
+            if isinstance(record, ArrayRecord):
+                if id(record) not in sizes:
+                    sizes[id(record)] = num_bytes(to_params(record))
+                total[name] = total.get(name, 0) + sizes[id(record)]
