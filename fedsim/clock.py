@@ -1,4 +1,4 @@
-"""Federated continual time: which experience a round belongs to, for the server and for a client."""
+"""Federated continual time: which experience a round belongs to, at the server and at a client."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

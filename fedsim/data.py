@@ -23,10 +23,14 @@ class Examples(Protocol):
     """
 
     @property
-    def targets(self) -> Tensor: ...
+    def targets(self) -> Tensor:
+        """Class of every example."""
+        ...
 
     @property
-    def groups(self) -> Tensor | None: ...
+    def groups(self) -> Tensor | None:
+        """Natural owner of every example, or None."""
+        ...
 
     def take(self, indices: Indices) -> Tensor:
         """Float inputs of the given examples, shape ``[n, ...]``, ready for a model."""

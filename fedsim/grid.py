@@ -206,6 +206,60 @@ class LocalGrid(Grid):
         return message
 
 
+class OrderedGrid(Grid):
+    """Another grid with its nodes in client order.
+
+    Flower's strategies sample by position among the node ids. Flower's own engines draw these ids
+    at random, so without an order the same seed would pick other clients every time.
+
+    Args:
+        grid: The grid that does the work.
+        roster: Which node is which client.
+    """
+
+    def __init__(self, grid: Grid, roster: Roster) -> None:
+        self._grid = grid
+        self._nodes = tuple(roster.node(client) for client in range(roster.num_clients))
+
+    def set_run(self, run: Run) -> None:
+        """See Flower's ``Grid``."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """See Flower's ``Grid``."""
+        return self._grid.run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """See Flower's ``Grid``."""
+        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """All node ids, by client."""
+        return self._nodes
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """See Flower's ``Grid``."""
+        return self._grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """See Flower's ``Grid``."""
+        return self._grid.pull_messages(message_ids)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """See Flower's ``Grid``."""
+        return self._grid.send_and_receive(messages, timeout=timeout)
+
+
 def _own_copy(
     content: RecordDict, shared: dict[int, tuple[ArrayRecord, ArrayRecord]]
 ) -> RecordDict:

@@ -19,7 +19,7 @@ from fedsim.strategy import Strategy
 from fedsim.wire import Upload, to_upload
 
 BEFORE = Tick(0, -1, 0, is_first=False, is_last=False)  # the untrained model is measured here
-Evaluator = Callable[[Tick, Records], Upload]
+Evaluator = Callable[[Tick, Records], Upload | None]
 
 
 @dataclass(slots=True)

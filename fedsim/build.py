@@ -1,0 +1,80 @@
+"""From a resolved configuration to the objects it names."""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from fedsim.client import Setting
+from fedsim.config import ConfigError, Node
+from fedsim.model import Model
+from fedsim.scenario import Scenario
+from fedsim.simulation import Simulation, check_clock
+
+
+def make(node: Node, name: str) -> Any:
+    """Instantiate one part of the configuration.
+
+    Raises:
+        ConfigError: If the part refuses its arguments; the text names the part.
+    """
+    try:
+        return instantiate(node[name], _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, ValueError | TypeError | OSError | ImportError):
+            raise ConfigError(f"{name}: {_first_cause(cause)}") from error
+        raise
+
+
+def build(node: Node) -> Simulation:
+    """Everything a run consists of, from a configuration that :func:`fedsim.config.resolve` gave.
+
+    What needs no data is built first, so that most mistakes show before any is loaded.
+    """
+    clock = make(node, "clock")
+    backbone = make(node, "backbone")
+    client = make(node, "client")
+    strategy = make(node, "strategy")
+    loggers = [make(node["logger"], name) for name in node["logger"] or {}]
+    device = node["engine"]["device"]
+    scenario: Scenario = make(node, "scenario")
+    try:
+        check_clock(clock, scenario.num_experiences)
+        setting = Setting(
+            scenario=scenario,
+            clock=clock,
+            model=partial(_model, backbone, scenario),
+            seed=node["seed"],
+            device=device,
+        )
+        return Simulation(
+            setting=setting,
+            client=client(setting),
+            strategy=strategy,
+            server_evaluation=node["server_evaluation"],
+            loggers=loggers,
+        )
+    except (ValueError, TypeError) as error:
+        raise ConfigError(str(error)) from error
+
+
+def save_config(node: Mapping[str, Any], run_dir: Path) -> None:
+    """Write ``config.yaml``, every value resolved."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(OmegaConf.create(dict(node)), run_dir / "config.yaml")
+
+
+def _model(backbone: Any, scenario: Scenario) -> Model:
+    return Model(backbone(input_shape=scenario.input_shape), scenario.num_classes)
+
+
+def _first_cause(error: BaseException) -> str:
+    """The innermost message: what the constructor itself said."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error)

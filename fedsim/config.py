@@ -1,0 +1,147 @@
+"""Compose a configuration, check it before anything is loaded, and name what is wrong.
+
+Two reserved lists may stand beside ``_target_`` in any group's file: ``needs`` and ``provides``,
+plain words such as ``images`` or ``task_labels``. Every need must be provided by some other choice.
+They are checked without importing anything and are not passed to the target.
+"""
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+Node = dict[str, Any]
+
+
+class ConfigError(ValueError):
+    """The configuration cannot work; the text says why and what to change."""
+
+
+def compose(overrides: list[str]) -> DictConfig:
+    """The configuration of ``conf/`` with the given overrides, outside the command line.
+
+    Raises:
+        ConfigError: If an override names a group choice or a key that does not exist.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.errors import HydraException
+
+    if GlobalHydra.instance().is_initialized():
+        GlobalHydra.instance().clear()
+    with initialize_config_dir(version_base=None, config_dir=str(CONF)):
+        try:
+            return hydra_compose("config", overrides=overrides)
+        except HydraException as error:
+            raise ConfigError(explain(error, overrides)) from error
+
+
+def resolve(config: DictConfig) -> Node:
+    """Plain containers with every interpolation resolved, checked, without the reserved lists.
+
+    Raises:
+        ConfigError: If a choice needs what no other choice provides, or a number is impossible.
+    """
+    node = OmegaConf.to_container(config, resolve=True)
+    if not isinstance(node, dict):
+        raise ConfigError(f"expected a mapping at the top of the configuration, got {type(node)}")
+    plain: Node = {str(key): value for key, value in node.items() if key != "hydra"}
+    check_needs(plain)
+    check_numbers(plain)
+    stripped: Node = _strip(plain)
+    return stripped
+
+
+def check_needs(node: Node) -> None:
+    """Raise :class:`ConfigError` for the first need that nothing provides."""
+    groups = {g: v for g, v in node.items() if isinstance(v, Mapping)}
+    provided = {word for group in groups.values() for word in group.get("provides") or ()}
+    for name, group in groups.items():
+        missing = [word for word in group.get("needs") or () if word not in provided]
+        if missing:
+            target = str(group.get("_target_", name)).rsplit(".", 1)[-1]
+            raise ConfigError(
+                f"the {name} ({target}) needs {missing[0]!r}, which no other choice provides"
+                f"{_providers(missing[0])}"
+            )
+
+
+def check_numbers(node: Node) -> None:
+    """Raise :class:`ConfigError` for top-level numbers that cannot work."""
+    for key, lowest in (("num_clients", 1), ("seed", 0)):
+        if not isinstance(node[key], int) or node[key] < lowest:
+            raise ConfigError(f"{key} must be a whole number of at least {lowest}, got {node[key]}")
+    for key, low in (("participation", "above 0"), ("evaluation_participation", "at least 0")):
+        value = node[key]
+        if (
+            not isinstance(value, int | float)
+            or not 0 <= value <= 1
+            or (value == 0 and "ab" in low)
+        ):
+            raise ConfigError(f"{key} must be {low} and at most 1, got {value}")
+
+
+def explain(error: Exception, overrides: list[str]) -> str:
+    """One paragraph on what is wrong in an override, with the nearest names that exist."""
+    text = str(error).strip()
+    for override in overrides:
+        key = override.lstrip("+~").split("=", 1)[0]
+        if f"'{key}'" in text and "Could not override" in text:
+            return f"there is no key {key!r} in this configuration{_nearest(key)}"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return "\n".join(["; ".join(lines[:1]), *(f"  {line}" for line in lines[1:])])
+
+
+def choices(group: str) -> list[str]:
+    """The files of a configuration group."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def _nearest(key: str) -> str:
+    known = _keys(compose([]))
+    parent = key.rsplit(".", 1)[0] + "." if "." in key else ""
+    near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
+    if near:
+        return f"; did you mean {' or '.join(near)}?"
+    beside = [k for k in known if k.startswith(parent) and "." not in k[len(parent) :]]
+    if beside:
+        return f"; {'under ' + parent[:-1] if parent else 'at the top'}: {', '.join(beside)}"
+    groups = sorted(p.name for p in CONF.iterdir() if p.is_dir())
+    return f"; the groups are {', '.join(groups)}"
+
+
+def _keys(node: Any, prefix: str = "") -> list[str]:
+    """Every dotted key of a configuration."""
+    if not isinstance(node, DictConfig):
+        return []
+    keys: list[str] = []
+    for name in map(str, node):
+        dotted = f"{prefix}{name}"
+        keys.append(dotted)
+        if not OmegaConf.is_interpolation(node, name) and not OmegaConf.is_missing(node, name):
+            keys += _keys(node[name], f"{dotted}.")
+    return keys
+
+
+def _providers(word: str) -> str:
+    """Which choices would provide the word."""
+    found = []
+    for path in sorted(CONF.glob("*/*.yaml")):
+        content = OmegaConf.load(path)
+        if isinstance(content, DictConfig) and word in (content.get("provides") or ()):
+            found.append(f"{path.parent.name}={path.stem}")
+    return f"; these do: {', '.join(found)}" if found else ""
+
+
+def _strip(node: Any) -> Any:
+    """The node without the reserved lists."""
+    if isinstance(node, dict):
+        reserved = ("needs", "provides")
+        return {k: _strip(v) for k, v in node.items() if k not in reserved}
+    if isinstance(node, list):
+        return [_strip(item) for item in node]
+    return node

@@ -1,0 +1,60 @@
+"""How the in-process engine is set up."""
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from flwr.app import Message
+from flwr.clientapp import ClientApp
+
+from fedsim.grid import LocalGrid
+from fedsim.seeding import derive
+from fedsim.state import DiskStore, MemoryStore, Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalEngine:
+    """All clients in this process.
+
+    Attributes:
+        device: Where models train.
+        threads: Threads inside one tensor operation.
+        raise_errors: Whether an exception in a client stops the run.
+        shuffle: Run the clients of a round in random order; results must not change.
+        keep_states: Client states held in memory, the others on disk; None keeps all in memory.
+    """
+
+    device: str = "cpu"
+    threads: int = 1
+    raise_errors: bool = True
+    shuffle: bool = False
+    keep_states: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.threads < 1:
+            raise ValueError(f"engine.threads must be at least 1, got {self.threads}")
+        kind = torch.device(self.device).type
+        if kind == "cuda" and not torch.cuda.is_available():
+            raise ValueError("engine.device=cuda, but torch finds no CUDA device; use cpu")
+        if kind == "mps" and not torch.backends.mps.is_available():
+            raise ValueError("engine.device=mps, but torch finds no Apple GPU; use cpu")
+
+    def grid(self, app: ClientApp, *, num_clients: int, seed: int, run_dir: Path) -> LocalGrid:
+        """A grid with this set-up; sets torch's threads for the process."""
+        torch.set_num_threads(self.threads)
+        store: Store = MemoryStore()
+        if self.keep_states is not None:
+            store = DiskStore(folder=run_dir / "clients", keep=self.keep_states)
+        rng = random.Random(derive(seed, "execution order"))
+
+        def shuffled(messages: list[Message]) -> list[Message]:
+            return rng.sample(messages, len(messages))
+
+        return LocalGrid(
+            app,
+            num_clients,
+            store=store,
+            raise_errors=self.raise_errors,
+            order=shuffled if self.shuffle else None,
+        )

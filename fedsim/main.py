@@ -1,0 +1,90 @@
+"""The `fedsim` command."""
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from fedsim.config import CONF, ConfigError, Node, explain, resolve
+
+if TYPE_CHECKING:
+    from fedsim.results import Results, Row
+
+INTERRUPTED = 130  # what a shell expects after Ctrl-C
+
+
+def main() -> None:
+    """Compose the configuration from the command line and run it."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach the lines below unprinted
+    sys.path.append(str(Path.cwd()))  # so that `_target_` may name a module of the user's
+    try:
+        _run()
+    except (HydraException, OmegaConfBaseException) as error:
+        sys.exit(f"fedsim: {explain(error, sys.argv[1:])}")
+    except ConfigError as error:
+        sys.exit(f"fedsim: {error}")
+    except KeyboardInterrupt:
+        print("fedsim: interrupted; the rounds that were finished are on disk", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+@hydra.main(version_base=None, config_path=str(CONF), config_name="config")
+def _run(config: DictConfig) -> None:
+    started = time.perf_counter()
+    node = resolve(config)
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    simulate(node, run_dir, started=started)
+
+
+def simulate(node: Node, run_dir: Path, *, started: float) -> "Row":
+    """Run a resolved configuration in process and return the summary."""
+    import logging
+
+    from fedsim.apps import client_app_of
+    from fedsim.build import build, make, save_config
+    from fedsim.progress import ProgressBar
+    from fedsim.results import Results, RunExistsError
+    from fedsim.simulation import write_environment
+
+    logging.getLogger("flwr").setLevel(logging.ERROR)  # its strategies narrate every round
+    engine = make(node, "engine")
+    simulation = build(node)
+    try:
+        results = Results(run_dir, personal=simulation.personal, overwrite=node["overwrite"])
+    except RunExistsError as error:
+        raise ConfigError(str(error)) from error
+    save_config(node, run_dir)
+    write_environment(run_dir)
+    app = client_app_of(lambda _: simulation.client)
+    grid = engine.grid(app, num_clients=node["num_clients"], seed=node["seed"], run_dir=run_dir)
+    for logger in simulation.loggers:
+        logger.start(run_dir, node)
+    with ProgressBar(simulation.setting.clock, shown=node["progress"]) as bar:
+        summary = simulation.run(grid, grid.roster, results, started=started, watchers=[bar.update])
+    if node["progress"]:
+        _show(summary, results, run_dir)
+    return summary
+
+
+def _show(summary: "Row", results: "Results", run_dir: Path) -> None:
+    """Print the tables that end a run."""
+    from rich.console import Console
+
+    from fedsim.metrics import accuracy_matrix
+    from fedsim.progress import matrix_table, summary_table
+    from fedsim.results import judged
+
+    console = Console()
+    rows = judged(results.rows(), results.personal)
+    if rows and any(row["experience"] > 0 for row in rows):
+        title = "Accuracy on each experience's test data"
+        console.print(matrix_table(accuracy_matrix(rows), title))
+    console.print(summary_table(summary))
+    console.print(f"Everything is in {run_dir}", soft_wrap=True)
