@@ -66,7 +66,8 @@ def _folders(root: str) -> list[Path]:
 def _writable(folders: Sequence[Path]) -> Path:
     """The first folder that takes files; the last one is made where none does."""
     for folder in folders[:-1]:
-        if os.access(folder, os.W_OK):
+        # root may write anywhere, but a folder marked as read-only is not meant to change
+        if os.access(folder, os.W_OK) and folder.stat().st_mode & 0o222:
             return folder
     folders[-1].mkdir(parents=True, exist_ok=True)
     return folders[-1]
