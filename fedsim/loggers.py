@@ -66,8 +66,9 @@ class CsvLogger:
     def log(self, round_: int, values: dict[str, float], /) -> None:
         """See :meth:`Logger.log`."""
         if round_ != self._current.get("round"):
-            if not self._current and self._path.exists():
-                self._rewind(round_)
+            if not self._current and self._path.exists():  # an interrupted run wrote it
+                columns, rows = self._read()
+                self._write(columns, [row for row in rows if int(row["round"]) < round_])
             self._current = {"round": round_}
             self._current_begin = self._path.stat().st_size if self._columns else 0
         self._current |= values
@@ -84,12 +85,6 @@ class CsvLogger:
     def close(self, summary: dict[str, Any]) -> None:
         """See :meth:`Logger.close`."""
         del summary  # the run directory holds it
-
-    def _rewind(self, round_: int) -> None:
-        """Drops what an interrupted run had written from this round on."""
-        columns, rows = self._read()
-        if columns:
-            self._write(columns, [row for row in rows if int(row["round"]) < round_])
 
     def _read(self) -> tuple[list[str], list[dict[str, str]]]:
         """Columns and lines of the file."""
@@ -192,7 +187,9 @@ class MlflowLogger:
             self._mlflow.set_tracking_uri(self._tracking_uri)
         self._mlflow.set_experiment(self._experiment)
         self._mlflow.start_run(run_name=self._run_name or run_dir.name)
-        self._mlflow.log_params(flatten(config))
+        entries = list(flatten(config).items())
+        for i in range(0, len(entries), 100):  # a request to MLflow may hold 100 parameters
+            self._mlflow.log_params(dict(entries[i : i + 100]))
         self._mlflow.log_dict(config, "config.json")
 
     def log(self, round_: int, values: dict[str, float], /) -> None:
