@@ -68,7 +68,8 @@ class CsvLogger:
         if round_ != self._current.get("round"):
             if not self._current and self._path.exists():  # an interrupted run wrote it
                 columns, rows = self._read()
-                self._write(columns, [row for row in rows if int(row["round"]) < round_])
+                if kept := [row for row in rows if int(row["round"]) < round_]:
+                    self._write(columns, kept)
             self._current = {"round": round_}
             self._current_begin = self._path.stat().st_size if self._columns else 0
         self._current |= values

@@ -67,6 +67,14 @@ def test_csv_is_complete_after_every_call(tmp_path):
         assert len(lines(tmp_path / "metrics.csv")) == round_ + 1
 
 
+def test_csv_of_a_run_that_starts_over_has_no_columns_of_the_earlier_one(tmp_path):
+    for figure in ("loss", "accuracy"):
+        logger = CsvLogger()
+        logger.start(tmp_path, CONFIG)
+        logger.log(1, {figure: 1.0})
+    assert (tmp_path / "metrics.csv").read_text() == "round,accuracy\n1,1.0\n"
+
+
 def test_csv_continues_after_an_interruption_before_the_first_line(tmp_path):
     (tmp_path / "metrics.csv").touch()
     logger = CsvLogger()
