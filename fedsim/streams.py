@@ -99,8 +99,9 @@ def _experiences(scenario: Scenario, client_id: int, split: Split) -> "list[Data
     result = []
     for position, (number, part) in enumerate(zip(order, parts, strict=True)):
         task = number if scenario.task_classes is not None else 0
+        # one number for all, as Avalanche joins it with its own buffers; it fails on no examples
         dataset = _make_taskaware_classification_dataset(
-            part, targets=part.targets, task_labels=[task] * len(part)
+            part, targets=part.targets, task_labels=task if len(part) else []
         )
         seen = set().union(*classes[:position]), set().union(*classes[: position + 1])
         experience = DatasetExperience(dataset=dataset, current_experience=position)
