@@ -28,9 +28,11 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     except UNREADABLE as error:
         raise damaged(path, error) from error
     dims = raw[3] if len(raw) > 4 and raw[:3] == b"\0\0\x08" else 0
-    shape = tuple(np.frombuffer(raw, ">i4", dims, offset=4).tolist()) if len(raw) > 48 else ()
+    if dims == 0 or len(raw) < 4 + 4 * dims:
+        raise damaged(path, "no idx header of unsigned bytes")
+    shape = tuple(np.frombuffer(raw, ">i4", dims, offset=4).tolist())
     expected = 4 + 4 * dims + int(np.prod(shape))
-    if dims == 0 or len(raw) != expected:
+    if len(raw) != expected:
         raise damaged(path, f"an idx file of {expected} bytes expected, {len(raw)} found")
     return np.frombuffer(bytearray(raw), np.uint8, offset=4 + 4 * dims).reshape(shape)
 
