@@ -12,7 +12,7 @@ from fedsim.data import Indices, Shard
 if TYPE_CHECKING:  # importing Avalanche takes seconds, so only those who need its streams pay
     from avalanche.benchmarks import CLScenario
 
-Split = Literal["train", "test"]
+Split = Literal["train", "val", "test"]  # only graph scenarios have validation data
 CACHE_BYTES = 1 << 30  # shards kept in memory, least recently used first to go
 
 

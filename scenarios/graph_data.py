@@ -102,8 +102,8 @@ class Preparation:
                 f"{name}: the nodes have no features; set dataset.prepare.features=degree or"
                 " dataset.prepare.features=random"
             )
-        dense = graph.x.to_dense() if graph.x.layout != torch.strided else graph.x
-        return dense.float()
+        own: Tensor = graph.x.to_dense() if graph.x.layout != torch.strided else graph.x
+        return own.float()
 
 
 def node_classification(data: Any, name: str) -> "Data":
@@ -133,10 +133,13 @@ def node_classification(data: Any, name: str) -> "Data":
     if y.dim() != 1 or len(y) != data.num_nodes:
         raise ValueError(
             f"{name}: expected one class per node, y of shape ({data.num_nodes},), got"
-            f" {tuple(data.y.shape)}; graph-level, link-level and multi-label data are not supported"
+            f" {tuple(data.y.shape)}; graph-level, link-level and multi-label data are not"
+            " supported"
         )
     if y.is_floating_point():
-        raise ValueError(f"{name}: targets are real numbers ({y.dtype}); only classes are supported")
+        raise ValueError(
+            f"{name}: targets are real numbers ({y.dtype}); only classes are supported"
+        )
     if len(y) == 0 or int(y.min()) < 0:
         raise ValueError(f"{name}: every node needs a class in [0, K)")
     masks = {mask: data[mask] for mask in MASKS if mask in data}

@@ -1,12 +1,6 @@
 """Node classification data sets by name: PyTorch Geometric, ogb, networkx, npz, and the digits."""
 
-import contextlib
-import io
-import os
-import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,42 +8,12 @@ import torch
 
 from scenarios.files import read_npz
 from scenarios.graph_data import GraphDataset, Preparation, union
-from scenarios.locate import damaged, locate
+from scenarios.graph_files import COLLECTIONS, load_collection, load_ogbn
+from scenarios.locate import locate
 
 if TYPE_CHECKING:
     import networkx
     from torch_geometric.data import Data
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Collection:
-    """Where a collection of PyTorch Geometric keeps its files.
-
-    Attributes:
-        folder: ``root`` of the loader, relative to the data folder.
-        raw: A file of its raw folder, relative to ``folder``. ``{name}``, ``{lower}``,
-            ``{upper}``, ``{capital}``, ``{snake}`` stand for spellings of the graph's name,
-            ``{short}`` for its first three letters.
-        named: Whether the loader takes the graph's name.
-    """
-
-    folder: str
-    raw: str
-    named: bool = True
-
-
-COLLECTIONS = {
-    "Planetoid": Collection(folder="planetoid", raw="{name}/raw/ind.{lower}.graph"),
-    "Amazon": Collection(folder="amazon", raw="{capital}/raw/amazon_electronics_{lower}.npz"),
-    "Coauthor": Collection(folder="coauthor", raw="{upper}/raw/ms_academic_{short}.npz"),
-    "WebKB": Collection(folder="webkb", raw="{lower}/raw/out1_graph_edges.txt"),
-    "Actor": Collection(folder="actor", raw="raw/out1_graph_edges.txt", named=False),
-    "HeterophilousGraphDataset": Collection(
-        folder="heterophilous", raw="{snake}/raw/{snake}.npz"
-    ),
-    "FacebookPagePage": Collection(folder="facebook", raw="raw/facebook.npz", named=False),
-    "Twitch": Collection(folder="twitch", raw="{upper}/raw/{upper}.npz"),
-}
 
 
 def pyg(
@@ -81,12 +45,15 @@ def pyg(
     """
     if collection not in COLLECTIONS:
         raise ValueError(f"collection must be one of {', '.join(COLLECTIONS)}; got {collection!r}")
-    named = COLLECTIONS[collection].named
-    if named != bool(names):
-        wanted = "needs names of its graphs" if named else "is a single graph and takes no names"
+    files = COLLECTIONS[collection]
+    chosen = [files.spell(name) for name in names] or [collection]
+    if bool(files.names) != bool(names):
+        wanted = f"needs names out of {', '.join(files.names)}" if files.names else "has no names"
         raise ValueError(f"{collection} {wanted}, got {list(names)}")
-    chosen = list(names) or [collection]
-    graphs = [prepare(_load(collection, name, root, download), name) for name in chosen]
+    graphs = [
+        prepare(load_collection(collection, name, root=root, download=download), name)
+        for name in chosen
+    ]
     return _dataset("+".join(chosen), graphs, chosen, class_names)
 
 
@@ -128,24 +95,7 @@ def ogbn(*, name: str, prepare: Preparation, root: str = "data") -> GraphDataset
         ModuleNotFoundError: If ``ogb`` is not installed.
         FileNotFoundError: If the data is neither there nor can be fetched.
     """
-    try:
-        from ogb.nodeproppred import PygNodePropPredDataset
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"{name} needs the package ogb, which is not installed: pip install ogb"
-        ) from error
-    try:
-        source = locate(
-            name=name,
-            wanted=[f"ogb/{name.replace('-', '_')}/raw"],
-            root=root,
-            origin="ogb.nodeproppred.PygNodePropPredDataset",
-            download=lambda folder: PygNodePropPredDataset(name, str(folder / "ogb")),
-        )
-        work = _writable_copy(source, f"ogb/{name.replace('-', '_')}")
-        graph = PygNodePropPredDataset(name, str(work.parent.parent))[0]
-    except (EOFError, KeyError) as error:
-        raise FileNotFoundError(f"{name}: {error}") from error
+    graph = load_ogbn(name, root=root)
     return _dataset(name, [prepare(graph, name)], [name], ())
 
 
@@ -168,7 +118,9 @@ def networkx_graph(
     position = {node: i for i, node in enumerate(graph.nodes)}
     missing = [node for node, attributes in graph.nodes(data=True) if label not in attributes]
     if missing:
-        raise ValueError(f"{name}: {len(missing)} nodes lack the attribute {label!r}: {missing[:3]}")
+        raise ValueError(
+            f"{name}: {len(missing)} nodes lack the attribute {label!r}: {missing[:3]}"
+        )
     values = [attributes[label] for _, attributes in graph.nodes(data=True)]
     names, y = np.unique(np.array(values), return_inverse=True)
     links = [(position[u], position[v]) for u, v in graph.edges()]
@@ -255,61 +207,3 @@ def _dataset(
         groups=groups,
         group_names=tuple(names) if groups is not None else (),
     )
-
-
-def _load(collection: str, name: str, root: str, download: bool) -> Any:
-    """The raw graph of a PyTorch Geometric collection, read from a writable copy of its files."""
-    from torch_geometric import datasets
-
-    files = COLLECTIONS[collection]
-    wanted = f"{files.folder}/{files.raw.format(**_spellings(name))}"
-    arguments = {"name": name} if files.named else {}
-
-    def load(folder: Path) -> Any:
-        with contextlib.redirect_stderr(io.StringIO()):  # the loaders print what they do
-            return getattr(datasets, collection)(root=str(folder / files.folder), **arguments)[0]
-
-    fetch: Callable[[Path], object] | None = load if download else None
-    found = locate(
-        name=name,
-        wanted=[wanted],
-        root=root,
-        origin=f"torch_geometric.datasets.{collection}",
-        download=fetch,
-    )
-    raw = found.parent
-    work = _writable_copy(raw, str(Path(wanted).parent.parent))
-    try:
-        return load(work.parents[len(Path(wanted).parent.parts) - 1])
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
-        raise damaged(raw, error) from error
-
-
-def _spellings(name: str) -> dict[str, str]:
-    return {
-        "name": name,
-        "lower": name.lower(),
-        "upper": name.upper() if len(name) <= 2 else name,
-        "capital": name.capitalize(),
-        "snake": name.lower().replace("-", "_"),
-        "short": name[:3].lower(),
-    }
-
-
-def _writable_copy(raw: Path, folder: str) -> Path:
-    """Copies a raw folder to ``<cache>/graphs/<folder>/raw``, where loaders may write beside it."""
-    named = os.environ.get("FEDSIM_CACHE")
-    cache = Path(named) if named else Path.home() / ".cache" / "fedsim"
-    target = cache / "graphs" / folder / "raw"
-    for source in sorted(path for path in raw.rglob("*") if path.is_file()):
-        copy = target / source.relative_to(raw)
-        wanted = source.stat()
-        if copy.exists() and copy.stat().st_size == wanted.st_size:
-            if copy.stat().st_mtime_ns == wanted.st_mtime_ns:
-                continue
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        part = copy.with_name(f"{copy.name}.{os.getpid()}.part")
-        shutil.copy2(source, part)
-        os.replace(part, copy)
-        shutil.rmtree(target.parent / "processed", ignore_errors=True)  # made from other files
-    return target
