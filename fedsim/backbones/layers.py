@@ -3,18 +3,37 @@
 from math import gcd
 from typing import Literal
 
-from torch import nn
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
 
 Norm = Literal["batch", "group", "none"]
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation that also trains on a single example whose map is one pixel.
+
+    Such a batch, often a client's last one on small images, has no variance, and PyTorch refuses
+    it. Here it is normalised by the running statistics, which it leaves alone.
+
+    Shapes:
+        - **input and output:** ``[n, channels, H, W]``.
+    """
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """The normalised maps."""
+        if self.training and maps.numel() == self.num_features:
+            return F.batch_norm(
+                maps, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            )
+        return super().forward(maps)
 
 
 def norm2d(norm: str, channels: int) -> nn.Module:
     """A normalisation layer for maps ``[n, channels, H, W]``.
 
     ``batch`` keeps running statistics, which clients with different data disagree about; ``group``
-    keeps none. In training ``batch`` also refuses a single example whose map is one pixel. Group
-    normalisation uses ``gcd(channels, 32)`` groups: 32, the default of the paper, wherever it
-    divides the channels.
+    keeps none. Group normalisation uses ``gcd(channels, 32)`` groups: 32, the default of the paper,
+    wherever it divides the channels.
 
     Args:
         norm: ``batch``, ``group`` or ``none``.
@@ -29,7 +48,7 @@ def norm2d(norm: str, channels: int) -> nn.Module:
         arXiv:1910.00189.
     """
     if norm == "batch":
-        return nn.BatchNorm2d(channels)
+        return BatchNorm2d(channels)
     if norm == "group":
         return nn.GroupNorm(gcd(channels, 32), channels)
     if norm == "none":
