@@ -61,7 +61,7 @@ class TensorExamples:
 
     def take(self, indices: Indices) -> Tensor:
         """See :meth:`Examples.take`."""
-        inputs = self.inputs[torch.from_numpy(indices)]
+        inputs = self.inputs.index_select(0, torch.from_numpy(indices))
         if inputs.dtype == torch.uint8:
             inputs = inputs.float().div_(255.0)
         if self.mean is not None and self.std is not None:

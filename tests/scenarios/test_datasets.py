@@ -1,4 +1,3 @@
-import os
 import struct
 import subprocess
 import sys
@@ -11,8 +10,6 @@ from PIL import Image
 from scenarios.datasets import cifar10, cifar100, digits, fashion_mnist, mnist
 from scenarios.omniglot import omniglot
 from scenarios.tiny_imagenet import tiny_imagenet
-
-needs_data = pytest.mark.skipif("FEDSIM_DATA" not in os.environ, reason="FEDSIM_DATA is unset")
 
 
 @pytest.fixture
@@ -186,7 +183,6 @@ def test_importing_the_loaders_is_fast():
 
 
 @pytest.mark.data
-@needs_data
 @pytest.mark.parametrize(
     ("make", "shape", "num_train", "num_test", "num_classes"),
     [
@@ -211,14 +207,12 @@ def test_sizes_and_moments_of_real_data(make, shape, num_train, num_test, num_cl
 
 
 @pytest.mark.data
-@needs_data
 def test_mnist_has_its_published_classes():
     counts = torch.bincount(mnist(download=False).train.targets).tolist()
     assert counts == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
 
 
 @pytest.mark.data
-@needs_data
 def test_both_parts_of_omniglot_are_numbered_through():
     data = omniglot(part="both", groups="alphabet", download=False)
     assert data.num_classes == 1623
