@@ -1,3 +1,5 @@
+import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -126,3 +128,18 @@ def test_streams_that_do_not_fit_are_errors(data):
     uneven = SimpleNamespace(train_stream=train, test_stream=train[:2])
     with pytest.raises(ValueError, match="must have 1 or 3 experiences, got 2"):
         federate(uneven)
+
+
+@pytest.mark.data
+def test_a_classic_benchmark_of_avalanche():
+    from avalanche.benchmarks import SplitMNIST
+
+    root = Path(os.environ["FEDSIM_DATA"]) / "torchvision"
+    benchmark = SplitMNIST(n_experiences=5, dataset_root=root, seed=0)
+    scenario = federate(benchmark, num_experiences=5)
+    assert sum(len(scenario.indices(None, e, "train")) for e in range(5)) == 60_000
+    assert scenario.classes(0) == sorted(benchmark.train_stream[0].classes_in_this_experience)
+    indices = scenario.indices(2, 0, "train")[:4]
+    shard = scenario.build(indices, 0, "train")
+    assert shard.inputs.shape == (4, 1, 28, 28)
+    assert set(shard.targets.tolist()) <= set(scenario.classes(0))
