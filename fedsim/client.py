@@ -111,7 +111,7 @@ class Client:
         if len(shard) == 0:
             return Upload(client_id=client_id, num_examples=0, records={})
         seed = self.setting.seed
-        with seeded(derive(seed, "noise", down.tick.round, client_id)):
+        with seeded(derive(seed, "noise", down.tick.round, client_id), self.setting.device):
             self.load(self.model, down, state)
             self._cross_boundary(client_id, down, state)
             self.model.train()

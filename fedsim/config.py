@@ -6,6 +6,7 @@ They are checked without importing anything and are not passed to the target.
 """
 
 import difflib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -88,17 +89,28 @@ def check_numbers(node: Node) -> None:
 def explain(error: Exception, overrides: list[str]) -> str:
     """One paragraph on what is wrong in an override, with the nearest names that exist."""
     text = str(error).strip()
+    if found := re.search(r"Could not find '(.+)/([^/']+)'", text):
+        return _wrong_choice(*found.groups())
     for override in overrides:
         key = override.lstrip("+~").split("=", 1)[0]
         if f"'{key}'" in text and "Could not override" in text:
             return f"there is no key {key!r} in this configuration{_nearest(key)}"
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return "\n".join(["; ".join(lines[:1]), *(f"  {line}" for line in lines[1:])])
+    return "; ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
 def choices(group: str) -> list[str]:
     """The files of a configuration group."""
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def _wrong_choice(group: str, choice: str) -> str:
+    known = choices(group)
+    if not known:
+        groups = sorted(p.name for p in CONF.iterdir() if p.is_dir() and p.name != "hydra")
+        return f"there is no group {group!r}; the groups are {', '.join(groups)}"
+    near = difflib.get_close_matches(choice, known, n=1)
+    hint = f", did you mean {near[0]}" if near else ""
+    return f"there is no {group}={choice}{hint}; choices: {', '.join(known)}"
 
 
 def _nearest(key: str) -> str:
@@ -110,8 +122,7 @@ def _nearest(key: str) -> str:
     beside = [k for k in known if k.startswith(parent) and "." not in k[len(parent) :]]
     if beside:
         return f"; {'under ' + parent[:-1] if parent else 'at the top'}: {', '.join(beside)}"
-    groups = sorted(p.name for p in CONF.iterdir() if p.is_dir())
-    return f"; the groups are {', '.join(groups)}"
+    return ""
 
 
 def _keys(node: Any, prefix: str = "") -> list[str]:

@@ -4,10 +4,9 @@ import math
 from dataclasses import dataclass
 
 import torch
-from flwr.app import ArrayRecord, Message, MetricRecord
 
-from fedsim.arrays import Params, to_params
-from fedsim.wire import NUM_EXAMPLES
+from fedsim.arrays import Params
+from fedsim.wire import Upload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,56 +27,43 @@ class Rejection:
 def is_finite(params: Params) -> bool:
     """Whether no floating-point value is NaN or infinite."""
     floats = [t for t in params.values() if t.is_floating_point()]
-    if not floats:
-        return True
-    norms = torch.stack([n.double() for n in torch._foreach_norm(floats)])
-    if bool(torch.isfinite(norms).all()):
+    if math.isfinite(sum(norm.item() for norm in torch._foreach_norm(floats)) if floats else 0.0):
         return True
     # the norm of large but finite values can overflow, so look again before saying no
     return all(bool(torch.isfinite(t).all()) for t in floats)
 
 
-def fault(reply: Message, expected: ArrayRecord) -> str | None:
-    """Why a training reply must not be aggregated, or None if it may.
+def fault(upload: Upload, expected: Params) -> str | None:
+    """Why an upload must not be aggregated, or None if it may.
 
-    A reply is refused if its weight is not a finite number of examples >= 0, if a record named
+    It is refused if its weight is not a finite number of examples >= 0, if a record named
     ``arrays`` has other names or shapes than the global model, or if any value is NaN or infinite.
 
     Args:
-        reply: A reply with content.
+        upload: What the client sent.
         expected: The global model.
     """
-    weight = _weight(reply)
-    if weight is None or not math.isfinite(weight) or weight < 0:
-        return f"expected a finite number {NUM_EXAMPLES!r} of at least 0, got {weight}"
-    for name, record in reply.content.items():
-        if not isinstance(record, ArrayRecord):
-            continue
-        if name == "arrays" and (reason := _mismatch(record, expected)):
+    if not math.isfinite(upload.num_examples) or upload.num_examples < 0:
+        return f"expected a finite number of examples of at least 0, got {upload.num_examples}"
+    for name, params in upload.records.items():
+        if name == "arrays" and (reason := _mismatch(params, expected)):
             return reason
-        if not is_finite(to_params(record)):
+        if not is_finite(params):
             return f"record {name!r} holds NaN or infinity"
     return None
 
 
-def is_idle(reply: Message) -> bool:
+def is_idle(upload: Upload) -> bool:
     """Whether the client says that it had no data to train on."""
-    return _weight(reply) == 0 and not reply.content.array_records
+    return upload.num_examples == 0 and not upload.records
 
 
-def _weight(reply: Message) -> float | None:
-    for record in reply.content.values():
-        if isinstance(record, MetricRecord):
-            value = record.get(NUM_EXAMPLES)
-            return float(value) if isinstance(value, int | float) else None
-    return None
-
-
-def _mismatch(record: ArrayRecord, expected: ArrayRecord) -> str | None:
-    if record.keys() != expected.keys():
-        wrong = sorted(record.keys() ^ expected.keys())
+def _mismatch(params: Params, expected: Params) -> str | None:
+    if params.keys() != expected.keys():
+        wrong = sorted(params.keys() ^ expected.keys())
         return f"expected the model's {len(expected)} tensors, differing in {', '.join(wrong[:3])}"
-    for name, array in record.items():
-        if tuple(array.shape) != tuple(expected[name].shape):
-            return f"{name!r}: expected shape {expected[name].shape}, got {tuple(array.shape)}"
+    for name, tensor in params.items():
+        if tensor.shape != expected[name].shape:
+            want, got = tuple(expected[name].shape), tuple(tensor.shape)
+            return f"{name!r}: expected shape {want}, got {got}"
     return None

@@ -16,7 +16,7 @@ from fedsim.gate import Rejection, fault, is_idle
 from fedsim.grid import LocalGrid, Roster
 from fedsim.seeding import derive
 from fedsim.strategy import Strategy
-from fedsim.wire import Upload, to_upload
+from fedsim.wire import Upload, record_bytes, to_upload
 
 BEFORE = Tick(0, -1, 0, is_first=False, is_last=False)  # the untrained model is measured here
 Evaluator = Callable[[Tick, Records], Upload | None]
@@ -112,22 +112,22 @@ class Loop:
         self, log: RoundLog, arrays: ArrayRecord, replies: Iterable[Message]
     ) -> Iterator[Message]:
         """Replies that may be aggregated; the others are recorded and dropped."""
+        model = to_params(arrays)
         loss = 0.0
         for reply in replies:
             client = self.roster.client(reply.metadata.src_node_id)
-            reason = reply.error.reason if reply.has_error() else None
-            if reason is None:
-                _count_bytes([reply], log.upload_bytes)
-                if is_idle(reply):
+            upload, reason = _read(reply, client)
+            if upload is not None:
+                _accumulate(log.upload_bytes, record_bytes(upload.records))
+                if is_idle(upload):
                     log.idle.append(client)
                     continue
-                reason = fault(reply, arrays)
-            if reason is not None:
-                log.rejections.append(Rejection(round=log.tick.round, client=client, reason=reason))
+                reason = fault(upload, model)
+            if upload is None or reason is not None:
+                self._reject(log, client, str(reason))
                 continue
-            upload = to_upload(reply, client)
             log.cohort.append(client)
-            log.num_examples += upload.num_examples
+            log.num_examples += int(upload.num_examples)
             value = upload.metrics.get("loss")
             if isinstance(value, int | float):
                 loss += value * upload.num_examples
@@ -151,14 +151,15 @@ class Loop:
     def _answered(self, log: RoundLog, replies: Iterable[Message]) -> Iterator[Message]:
         for reply in replies:
             client = self.roster.client(reply.metadata.src_node_id)
-            if reply.has_error():
-                reason = f"evaluation failed: {reply.error.reason}"
-                log.rejections.append(Rejection(round=log.tick.round, client=client, reason=reason))
-                continue
-            upload = to_upload(reply, client)
-            if upload.num_examples > 0:  # weightless replies would make Flower divide by zero
+            upload, reason = _read(reply, client)
+            if upload is None:
+                self._reject(log, client, f"evaluation failed: {reason}")
+            elif upload.num_examples > 0:  # weightless replies would make Flower divide by zero
                 log.evaluations.append(upload)
                 yield reply
+
+    def _reject(self, log: RoundLog, client: int, reason: str) -> None:
+        log.rejections.append(Rejection(round=log.tick.round, client=client, reason=reason))
 
     def _evaluate_server(self, tick: Tick, arrays: ArrayRecord) -> Upload | None:
         if self.evaluator is None:
@@ -211,6 +212,21 @@ def like(arrays: ArrayRecord, template: ArrayRecord) -> ArrayRecord:
     params = to_params(arrays)
     wanted = to_params(template)
     return to_record({n: t.to(wanted[n].dtype) if n in wanted else t for n, t in params.items()})
+
+
+def _read(reply: Message, client: int) -> tuple[Upload | None, str | None]:
+    """The upload inside a reply, or why there is none."""
+    if reply.has_error():
+        return None, reply.error.reason
+    try:
+        return to_upload(reply, client), None
+    except ValueError as error:
+        return None, str(error)
+
+
+def _accumulate(total: dict[str, int], part: dict[str, int]) -> None:
+    for name, value in part.items():
+        total[name] = total.get(name, 0) + value
 
 
 def _count_bytes(messages: Iterable[Message], total: dict[str, int]) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -38,9 +39,13 @@ def main() -> None:
 @hydra.main(version_base=None, config_path=str(CONF), config_name="config")
 def _run(config: DictConfig) -> None:
     started = time.perf_counter()
-    node = resolve(config)
-    run_dir = Path(HydraConfig.get().runtime.output_dir)
-    simulate(node, run_dir, started=started)
+    hydra_config = HydraConfig.get()
+    try:
+        simulate(resolve(config), Path(hydra_config.runtime.output_dir), started=started)
+    except ConfigError as error:
+        if hydra_config.mode == RunMode.MULTIRUN:
+            raise  # Hydra names the job
+        sys.exit(f"fedsim: {error}")
 
 
 def simulate(node: Node, run_dir: Path, *, started: float) -> "Row":

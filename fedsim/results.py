@@ -142,7 +142,7 @@ def judged(rows: list[Row], personal: bool) -> list[Row]:
 
     Personal methods are always judged by the clients' tests of their own models.
     """
-    server = [row for row in rows if row["client"] is None]
+    server = _server(rows)
     own = [row for row in rows if row["client"] is not None]
     return own if personal or not server else server
 
@@ -157,7 +157,6 @@ def summarise(rows: list[Row], personal: bool) -> Row:
     own = [row for row in rows if row["client"] is not None]
     counted = judged(rows, personal)
     matrix = metrics.accuracy_matrix(counted) if counted else None
-    baseline = _by_experience([r for r in rows if r["client"] is None and r["round"] == 0])
     last = max((row["round"] for row in counted), default=0)
     final = _weighted([row for row in counted if row["round"] == last])
     by_client = [
@@ -170,7 +169,9 @@ def summarise(rows: list[Row], personal: bool) -> Row:
             "average_incremental_accuracy": metrics.average_incremental_accuracy(matrix),
             "forgetting": metrics.forgetting(matrix),
             "backward_transfer": metrics.backward_transfer(matrix),
-            "forward_transfer": metrics.forward_transfer(matrix, baseline),
+            "forward_transfer": metrics.forward_transfer(
+                matrix, metrics.baseline_accuracy(_server(rows), num_experiences=len(matrix))
+            ),
         }
     values["worst_decile_accuracy"] = metrics.worst_decile(by_client) if by_client else math.nan
     return {
@@ -255,6 +256,10 @@ def _accumulate(total: dict[str, Any], part: dict[str, Any]) -> None:
         total[name] = total.get(name, 0) + value
 
 
+def _server(rows: list[Row]) -> list[Row]:
+    return [row for row in rows if row["client"] is None]
+
+
 def _weighted(rows: list[Row]) -> float:
     """Example-weighted accuracy."""
     total = sum(row["num_examples"] for row in rows)
@@ -266,10 +271,6 @@ def _group(rows: list[Row], key: str) -> list[list[Row]]:
     for row in rows:
         groups.setdefault(row[key], []).append(row)
     return [groups[name] for name in sorted(groups)]
-
-
-def _by_experience(rows: list[Row]) -> list[float]:
-    return [_weighted(part) for part in _group(rows, "eval_experience")]
 
 
 def _write_parquet(rows: list[Row], path: Path) -> None:

@@ -52,7 +52,7 @@ class Upload:
     """
 
     client_id: int
-    num_examples: int
+    num_examples: int | float
     records: Records
     metrics: Metrics = field(default_factory=dict)
 
@@ -113,9 +113,7 @@ def to_upload(reply: Message, client_id: int) -> Upload:
     num_examples = metrics.pop(NUM_EXAMPLES, None)
     if not isinstance(num_examples, int | float):
         raise ValueError(f"the reply needs a number {NUM_EXAMPLES!r}, got {num_examples!r}")
-    return Upload(
-        client_id=client_id, num_examples=int(num_examples), records=records, metrics=metrics
-    )
+    return Upload(client_id=client_id, num_examples=num_examples, records=records, metrics=metrics)
 
 
 def record_bytes(records: Records) -> dict[str, int]:
