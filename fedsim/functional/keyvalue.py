@@ -1,0 +1,199 @@
+"""Discrete key-value bottleneck: fixed heads, key look-up, votes of values.
+
+Source of all of it: Träuble et al., Discrete Key-Value Bottleneck, ICML 2023, arXiv:2207.11240.
+Letters: ``B`` codebooks, ``M`` pairs in each, ``k`` pairs fetched per codebook, ``n`` examples,
+``d`` features, ``q`` numbers in a key, ``v`` numbers in a value. A *row* numbers a pair among all
+``B * M`` pairs: pair ``j`` of codebook ``b`` is row ``b * M + j``.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+BLOCK = 1 << 22  # distances held in memory at a time
+
+
+def gaussian_projections(
+    num_features: int, codebooks: int, key_size: int, rng: torch.Generator
+) -> Tensor:
+    """One random matrix per codebook, every column of length 1.
+
+    Args:
+        num_features: ``d``.
+        codebooks: ``B``.
+        key_size: ``q``.
+        rng: Draws the entries.
+
+    Returns:
+        ``[B, d, q]``.
+    """
+    matrices = torch.randn(codebooks, num_features, key_size, generator=rng)
+    return functional.normalize(matrices, dim=1)
+
+
+def project(features: Tensor, projections: Tensor) -> Tensor:
+    """What every codebook sees of the features, ``h_b = R_b^T z``.
+
+    Args:
+        features: ``[n, d]``.
+        projections: ``[B, d, q]``.
+
+    Returns:
+        Heads, ``[B, n, q]``.
+    """
+    return torch.einsum("nd,bdq->bnq", features, projections)
+
+
+def chunk(features: Tensor, codebooks: int) -> Tensor:
+    """The features cut into one piece per codebook, ``[B, n, d / B]``.
+
+    Args:
+        features: ``[n, d]``.
+        codebooks: ``B``.
+
+    Raises:
+        ValueError: If ``B`` does not divide ``d``.
+    """
+    n, width = features.shape
+    if width % codebooks:
+        raise ValueError(f"{width} features cannot be cut into {codebooks} equal chunks")
+    return features.reshape(n, codebooks, -1).transpose(0, 1).contiguous()
+
+
+def nearest_pairs(heads: Tensor, keys: Tensor, k: int = 1, allowed: Tensor | None = None) -> Tensor:
+    """The ``k`` pairs of every codebook whose keys are nearest, the nearest first.
+
+    Squared Euclidean distance; of equal distances the lowest pair wins for ``k = 1``. Where fewer
+    than ``k`` pairs are allowed, others follow in no particular order.
+
+    Args:
+        heads: ``[B, n, q]``.
+        keys: ``[B, M, q]``.
+        k: Pairs fetched per codebook, in ``[1, M]``.
+        allowed: Bool ``[B, M]``: pairs that may be fetched; None allows all.
+
+    Returns:
+        Pair numbers in ``[0, M)``, int64, ``[B, n, k]``.
+
+    Raises:
+        ValueError: If ``k`` is out of range.
+    """
+    codebooks, n, _ = heads.shape
+    pairs = keys.shape[1]
+    if not 1 <= k <= pairs:
+        raise ValueError(f"top_k must lie in [1, {pairs}] (the pairs of a codebook), got {k}")
+    # |h|^2 is the same for every key, so it is left out
+    lengths = keys.square().sum(dim=2)
+    if allowed is not None:
+        lengths = lengths.masked_fill(~allowed, torch.inf)
+    found = torch.empty(codebooks, n, k, dtype=torch.int64, device=heads.device)
+    rows = max(min(n, BLOCK // pairs), 1)
+    group = max(BLOCK // (pairs * rows), 1)
+    for b in range(0, codebooks, group):
+        books = slice(b, b + group)
+        turned = keys[books].transpose(1, 2)
+        for i in range(0, n, rows):
+            part = slice(i, i + rows)
+            distances = torch.baddbmm(lengths[books, None], heads[books, part], turned, alpha=-2.0)
+            if k == 1:
+                found[books, part, 0] = distances.argmin(dim=2)
+            else:
+                found[books, part] = distances.topk(k, dim=2, largest=False).indices
+    return found
+
+
+def to_rows(pairs: Tensor, num_pairs: int) -> Tensor:
+    """Pair numbers of every codebook as row numbers of one table.
+
+    Args:
+        pairs: ``[B, n, k]``.
+        num_pairs: ``M``.
+
+    Returns:
+        int32, ``[n, B * k]``, codebook by codebook.
+    """
+    codebooks, n, k = pairs.shape
+    offsets = torch.arange(codebooks, device=pairs.device).view(-1, 1, 1) * num_pairs
+    return (pairs + offsets).permute(1, 0, 2).reshape(n, codebooks * k).to(torch.int32)
+
+
+def vote(values: Tensor, rows: Tensor, codebooks: int, *, sparse: bool = False) -> Tensor:
+    """Logits without a trained decoder, ``1/B sum_b sum_j values[rows[b, j]]``.
+
+    This is the bottleneck's exact fast form: an ``EmbeddingBag`` over rows that never change.
+
+    Args:
+        values: ``[B * M, v]``.
+        rows: ``[n, B * k]``.
+        codebooks: ``B``.
+        sparse: Give ``values`` a sparse gradient, which ``torch.optim.SGD`` without momentum and
+            weight decay takes: the cost of a step then depends on the batch, not on the table.
+
+    Returns:
+        ``[n, v]``.
+    """
+    mean = functional.embedding_bag(rows, values, mode="mean", sparse=sparse)
+    fetched = rows.shape[1] // codebooks
+    return mean if fetched == 1 else mean * fetched
+
+
+def fetch(values: Tensor, rows: Tensor, codebooks: int, *, sparse: bool = False) -> Tensor:
+    """The fetched values, summed within a codebook and put side by side over codebooks.
+
+    Args:
+        values: ``[B * M, v]``.
+        rows: ``[n, B * k]``.
+        codebooks: ``B``.
+        sparse: See :func:`vote`.
+
+    Returns:
+        ``[n, B * v]``.
+    """
+    found = functional.embedding(rows, values, sparse=sparse)
+    return found.reshape(len(rows), codebooks, -1, values.shape[1]).sum(dim=2).flatten(1)
+
+
+def add_columns(values: Tensor, columns: int) -> Tensor:
+    """The table with further columns of zeros, for classes that nobody knew of.
+
+    Votes of the other classes stay as they were; nobody votes for the new ones yet.
+
+    Args:
+        values: ``[B * M, v]``.
+        columns: How many to add.
+
+    Returns:
+        ``[B * M, v + columns]``.
+    """
+    return functional.pad(values, (0, columns))
+
+
+def fetch_counts(rows: Tensor, num_rows: int) -> Tensor:
+    """How often every row is fetched, int64 ``[num_rows]``.
+
+    Args:
+        rows: Row numbers, any shape.
+        num_rows: ``B * M``.
+    """
+    return torch.bincount(rows.flatten(), minlength=num_rows)
+
+
+def most_fetched(counts: Tensor, codebooks: int, per_codebook: int) -> Tensor:
+    """The rows of every codebook that were fetched most, to be masked for unlearning.
+
+    Args:
+        counts: Fetches by the examples to be forgotten, ``[B * M]``.
+        codebooks: ``B``.
+        per_codebook: Rows to take from every codebook; rows never fetched are not taken.
+
+    Returns:
+        Bool ``[B * M]``.
+
+    Source:
+        Shah et al., Unlearning via Sparse Representations, 2023, arXiv:2311.15268.
+    """
+    table = counts.view(codebooks, -1)
+    top = table.topk(min(per_codebook, table.shape[1]), dim=1)
+    mask = torch.zeros_like(table, dtype=torch.bool)
+    mask.scatter_(1, top.indices, top.values > 0)
+    return mask.flatten()
