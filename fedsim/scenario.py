@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # importing Avalanche takes seconds, so only those who need i
 
 Split = Literal["train", "val", "test"]  # only graph scenarios have validation data
 CACHE_BYTES = 1 << 30  # shards kept in memory, least recently used first to go
+_SHARD_OVERHEAD = 2048  # bytes that even an empty shard takes
 
 
 class Scenario(ABC):
@@ -79,9 +80,10 @@ class Scenario(ABC):
             return self._cache[key]
         shard = self.build(self.indices(client_id, experience, split), experience, split)
         self._cache[key] = shard
-        self._cached_bytes += shard.nbytes
+        self._cached_bytes += shard.nbytes + _SHARD_OVERHEAD
         while self._cached_bytes > CACHE_BYTES and len(self._cache) > 1:
-            self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
+            _, oldest = self._cache.popitem(last=False)
+            self._cached_bytes -= oldest.nbytes + _SHARD_OVERHEAD
         return shard
 
     def streams(self, client_id: int) -> "CLScenario":
