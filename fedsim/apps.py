@@ -17,11 +17,9 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fedsim.client import Client
-from fedsim.grid import OrderedGrid
+from fedsim.roster import OrderedGrid, QueriedRoster
 from fedsim.state import ClientState
 from fedsim.wire import NUM_EXAMPLES, to_download, to_reply
-
-_ROSTER_WAIT_S = 300.0
 
 
 def client_app_of(client_for: Callable[[Context], Client]) -> ClientApp:
@@ -51,50 +49,6 @@ def client_app_of(client_for: Callable[[Context], Client]) -> ClientApp:
         return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
     return app
-
-
-class QueriedRoster:
-    """Which Flower node is which client, found by asking every node once.
-
-    Args:
-        grid: A grid whose nodes answer queries.
-        num_clients: How many nodes to wait for.
-
-    Raises:
-        RuntimeError: If the nodes do not come, or two of them claim to be the same client.
-    """
-
-    def __init__(self, grid: Grid, num_clients: int) -> None:
-        self.num_clients = num_clients
-        nodes = _wait_for_nodes(grid, num_clients)
-        asked = [Message(RecordDict(), node, "query") for node in nodes]
-        self._node_of: dict[int, int] = {}
-        for reply in grid.send_and_receive(asked, timeout=_ROSTER_WAIT_S):
-            client = int(reply.content["metrics"]["client"])  # type: ignore[arg-type]
-            self._node_of[client] = reply.metadata.src_node_id
-        missing = [c for c in range(num_clients) if c not in self._node_of]
-        if missing:
-            raise RuntimeError(
-                f"expected nodes with partition-id 0..{num_clients - 1}, none is {missing[0]}"
-            )
-        self._client_of = {node: client for client, node in self._node_of.items()}
-
-    def node(self, client_id: int) -> int:
-        """See :class:`fedsim.grid.Roster`."""
-        return self._node_of[client_id]
-
-    def client(self, node_id: int) -> int:
-        """See :class:`fedsim.grid.Roster`."""
-        return self._client_of[node_id]
-
-
-def _wait_for_nodes(grid: Grid, count: int) -> list[int]:
-    deadline = time.monotonic() + _ROSTER_WAIT_S
-    while len(nodes := list(grid.get_node_ids())) < count:
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"expected {count} nodes (num_clients), {len(nodes)} connected")
-        time.sleep(0.1)
-    return nodes
 
 
 @lru_cache(maxsize=1)

@@ -3,7 +3,6 @@
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
 
 from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -13,45 +12,12 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedsim.arrays import decoded
+from fedsim.roster import FIRST_NODE, LocalRoster
 from fedsim.state import MemoryStore, Store
 
-FIRST_NODE = SUPERLINK_NODE_ID + 1  # node ids below belong to Flower
 _RUN_ID = 1
 
 UserConfig = dict[str, bool | float | int | str]
-
-
-class Roster(Protocol):
-    """Which Flower node is which client.
-
-    Attributes:
-        num_clients: Registered clients.
-    """
-
-    num_clients: int
-
-    def node(self, client_id: int) -> int:
-        """Flower's address of a client."""
-        ...
-
-    def client(self, node_id: int) -> int:
-        """The client behind an address."""
-        ...
-
-
-class LocalRoster:
-    """Node ids of :class:`LocalGrid`: the client's number, shifted past Flower's own ids."""
-
-    def __init__(self, num_clients: int) -> None:
-        self.num_clients = num_clients
-
-    def node(self, client_id: int) -> int:
-        """See :class:`Roster`."""
-        return client_id + FIRST_NODE
-
-    def client(self, node_id: int) -> int:
-        """See :class:`Roster`."""
-        return node_id - FIRST_NODE
 
 
 class LocalGrid(Grid):
@@ -208,60 +174,6 @@ class LocalGrid(Grid):
         """Number the message; Flower's runtime hashes the content instead, which costs more."""
         message.metadata.__dict__["_message_id"] = str(next(self._serial))
         return message
-
-
-class OrderedGrid(Grid):
-    """Another grid with its nodes in client order.
-
-    Flower's strategies sample by position among the node ids. Flower's own engines draw these ids
-    at random, so without an order the same seed would pick other clients every time.
-
-    Args:
-        grid: The grid that does the work.
-        roster: Which node is which client.
-    """
-
-    def __init__(self, grid: Grid, roster: Roster) -> None:
-        self._grid = grid
-        self._nodes = tuple(roster.node(client) for client in range(roster.num_clients))
-
-    def set_run(self, run: Run) -> None:
-        """See Flower's ``Grid``."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """See Flower's ``Grid``."""
-        return self._grid.run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """See Flower's ``Grid``."""
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """All node ids, by client."""
-        return self._nodes
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """See Flower's ``Grid``."""
-        return self._grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """See Flower's ``Grid``."""
-        return self._grid.pull_messages(message_ids)
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """See Flower's ``Grid``."""
-        return self._grid.send_and_receive(messages, timeout=timeout)
 
 
 def _own_copy(

@@ -13,7 +13,8 @@ from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from fedsim.arrays import Records, num_bytes, to_params, to_record
 from fedsim.clock import Clock, Tick
 from fedsim.gate import Rejection, fault, is_idle
-from fedsim.grid import LocalGrid, Roster
+from fedsim.grid import LocalGrid
+from fedsim.roster import Roster
 from fedsim.seeding import derive
 from fedsim.strategy import Strategy
 from fedsim.wire import Upload, record_bytes, to_upload

@@ -18,10 +18,10 @@ from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from fedsim.arrays import Records, to_record
 from fedsim.client import Client, Setting, initial_model
 from fedsim.clock import Clock, Tick
-from fedsim.grid import Roster
 from fedsim.loggers import Logger
 from fedsim.loop import Loop, RoundLog
 from fedsim.results import Results, Row, accuracy_of, write_json
+from fedsim.roster import Roster
 from fedsim.state import ClientState
 from fedsim.strategy import Strategy
 from fedsim.wire import Download, Upload

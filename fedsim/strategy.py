@@ -11,7 +11,7 @@ from flwr.serverapp.strategy import Strategy as FlowerStrategy
 
 from fedsim.arrays import Params, Records, to_params, to_record
 from fedsim.clock import Clock, Tick
-from fedsim.grid import Roster
+from fedsim.roster import Roster
 from fedsim.sampling import Sampler
 from fedsim.wire import SERVER_ROUND, Config, Upload, to_upload
 

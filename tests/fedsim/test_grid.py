@@ -8,7 +8,8 @@ from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import FedAvg
 
 from fedsim import run_app
-from fedsim.grid import FIRST_NODE, LocalGrid, LocalRoster, OrderedGrid
+from fedsim.grid import LocalGrid
+from fedsim.roster import FIRST_NODE, LocalRoster, OrderedGrid
 
 
 def counting_app():

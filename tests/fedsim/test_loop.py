@@ -30,10 +30,8 @@ ALL = {"min_train_nodes": 1, "min_evaluate_nodes": 1, "min_available_nodes": 1}
 
 def run(strategy, client, **options):
     """All logs and the final arrays."""
-    logs = []
-    for log, arrays in small_loop(strategy, client, **options).run(first_arrays(client.setting)):
-        logs.append(log)
-    return logs, arrays
+    rounds = list(small_loop(strategy, client, **options).run(first_arrays(client.setting)))
+    return [log for log, _ in rounds], rounds[-1][1]
 
 
 def test_one_client_with_full_participation_is_centralised_sgd_bit_for_bit():
