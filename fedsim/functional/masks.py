@@ -82,6 +82,9 @@ def attach_masks(module: nn.Module, *, threshold: float, init: Init = "ones") ->
 def detach_masks(module: nn.Module, *, keep_product: bool = False) -> None:
     """Take the masks off again.
 
+    PyTorch lets deep copies of a masked module share its class, so taking the masks off one of
+    them breaks the others: build a second module instead of copying a masked one.
+
     Args:
         module: Changed in place; without masks nothing happens.
         keep_product: Whether the weights become ``W * M`` as evaluated in the module's present
