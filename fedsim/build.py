@@ -38,6 +38,7 @@ def build(node: Node) -> Simulation:
     """
     clock = make(node, "clock")
     backbone = make(node, "backbone")
+    head = make(node, "head")
     client = make(node, "client")
     strategy = make(node, "strategy")
     loggers = [make(node["logger"], name) for name in node["logger"] or {}]
@@ -48,7 +49,7 @@ def build(node: Node) -> Simulation:
         setting = Setting(
             scenario=scenario,
             clock=clock,
-            model=partial(_model, backbone, scenario),
+            model=partial(_model, backbone, head, scenario),
             seed=node["seed"],
             device=device,
         )
@@ -69,8 +70,8 @@ def save_config(node: Mapping[str, Any], run_dir: Path) -> None:
     OmegaConf.save(OmegaConf.create(dict(node)), run_dir / "config.yaml")
 
 
-def _model(backbone: Any, scenario: Scenario) -> Model:
-    return Model(backbone(input_shape=scenario.input_shape), scenario.num_classes)
+def _model(backbone: Any, head: Any, scenario: Scenario) -> Model:
+    return Model(backbone(input_shape=scenario.input_shape), scenario.num_classes, head)
 
 
 def _first_cause(error: BaseException) -> str:

@@ -47,7 +47,7 @@ def resolve(config: DictConfig) -> Node:
     Raises:
         ConfigError: If a choice needs what no other choice provides, or a number is impossible.
     """
-    node = OmegaConf.to_container(config, resolve=True)
+    node = OmegaConf.to_container(with_encoder(config), resolve=True)
     if not isinstance(node, dict):
         raise ConfigError(f"expected a mapping at the top of the configuration, got {type(node)}")
     plain: Node = {str(key): value for key, value in node.items() if key != "hydra"}
@@ -55,6 +55,26 @@ def resolve(config: DictConfig) -> Node:
     check_numbers(plain)
     stripped: Node = _strip(plain)
     return stripped
+
+
+def with_encoder(config: DictConfig) -> DictConfig:
+    """The configuration with the chosen encoder, if any, put between data set and scenario.
+
+    ``dataset`` then names the features, so everything that refers to it works on vectors.
+    """
+    if not config.get("encoder"):
+        return config
+    words = list(config.dataset.get("provides") or ())
+    wrapped = {
+        "_target_": "fedsim.features.encoded",
+        "dataset": OmegaConf.create(config.dataset),
+        "encoder": OmegaConf.create(config.encoder),
+        "provides": ["vectors" if word == "images" else word for word in words],
+    }
+    copy = config.copy()
+    OmegaConf.set_struct(copy, value=False)
+    copy.dataset = wrapped
+    return copy
 
 
 def check_needs(node: Node) -> None:

