@@ -1,6 +1,6 @@
 """The client side of a method: five small methods over one fixed training and evaluation course."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,7 @@ from fedsim.clock import Clock
 from fedsim.data import Batch, Shard
 from fedsim.model import Model, mask_logits
 from fedsim.scenario import Scenario
+from fedsim.scoring import Candidates, Score
 from fedsim.seeding import derive, generator
 from fedsim.state import ClientState
 from fedsim.training import LocalTraining, fit, optimizer_params, restore_optimizer, seeded
@@ -58,6 +59,7 @@ class Client:
         self.scenario = setting.scenario
         self.training = training
         self.model = initial_model(setting).to(setting.device)
+        self.candidates = Candidates(setting.scenario)
         # the tensors behind the model's parameters and buffers, to be written in place
         self._slots = {name: t.detach() for name, t in self.model.state_dict().items()}
 
@@ -129,24 +131,28 @@ class Client:
         """Accuracy and loss on the test data of every experience.
 
         The metrics are lists over experiences ``0..E-1`` (numbers of the scenario): ``accuracy``,
+        ``accuracy_among_own`` and ``accuracy_among_met`` (see :class:`fedsim.scoring.Score`),
         ``loss`` and ``examples``; NaN where the client has no test data. A download without a
         client id is evaluated on the test data of all clients together.
         """
         self.load(self.model, down, state)
         self.model.eval()
-        accuracy, loss, examples = [], [], []
+        scores, sizes = [], []
         for experience in range(self.scenario.num_experiences):
             shard = self.scenario.shard(down.client_id, experience, "test")
-            correct, total = self._score(shard, down, state)
-            n = len(shard)
-            accuracy.append(correct / n if n else float("nan"))
-            loss.append(total / n if n else float("nan"))
-            examples.append(float(n))
+            scores.append(self.score(shard, experience, down, state))
+            sizes.append(len(shard))
         return Upload(
             client_id=-1 if down.client_id is None else down.client_id,
-            num_examples=int(sum(examples)),
+            num_examples=sum(sizes),
             records={},
-            metrics={"accuracy": accuracy, "loss": loss, "examples": examples},
+            metrics={
+                "accuracy": ratios([s.correct for s in scores], sizes),
+                "accuracy_among_own": ratios([s.among_own for s in scores], sizes),
+                "accuracy_among_met": ratios([s.among_met for s in scores], sizes),
+                "loss": ratios([s.loss for s in scores], [s.known for s in scores]),
+                "examples": [float(n) for n in sizes],
+            },
         )
 
     def fit(self, batches: Iterator[Batch], down: Download, state: ClientState) -> float:
@@ -218,15 +224,14 @@ class Client:
         state.set_count("position", down.tick.experience)
 
     @torch.no_grad()
-    def _score(self, shard: Shard, down: Download, state: ClientState) -> tuple[int, float]:
-        """Correct predictions and summed cross-entropy."""
-        correct, loss = 0, 0.0
+    def score(self, shard: Shard, experience: int, down: Download, state: ClientState) -> Score:
+        """How well the model that was loaded does on test data of an experience."""
+        total = Score()
         for stored in shard.batches(EVALUATION_BATCH):
             batch = self.on_device(stored)
             scores = self.predict(self.model, batch, down, state)
-            correct += int((scores.argmax(dim=1) == batch.targets).sum())
-            loss += float(functional.cross_entropy(scores, batch.targets, reduction="sum"))
-        return correct, loss
+            total += self.candidates.score(scores, batch.targets, experience)
+        return total
 
     def _trainee(self, down: Download) -> int:
         if down.client_id is None:
@@ -238,3 +243,9 @@ def initial_model(setting: Setting) -> Model:
     """The model every run with this seed starts from."""
     with seeded(derive(setting.seed, "init")):
         return setting.model()
+
+
+def ratios(numerators: Sequence[float], denominators: Sequence[int]) -> list[float]:
+    """Quotients, NaN where there is nothing to divide by."""
+    pairs = zip(numerators, denominators, strict=True)
+    return [a / b if b else float("nan") for a, b in pairs]

@@ -2,9 +2,10 @@
 
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
@@ -17,7 +18,7 @@ from fedsim.grid import LocalGrid
 from fedsim.roster import Roster
 from fedsim.seeding import derive
 from fedsim.strategy import Strategy
-from fedsim.wire import Upload, record_bytes, to_upload
+from fedsim.wire import NUM_EXAMPLES, Upload, record_bytes, to_upload
 
 BEFORE = Tick(0, -1, 0, is_first=False, is_last=False)  # the untrained model is measured here
 Evaluator = Callable[[Tick, Records], Upload | None]
@@ -39,6 +40,9 @@ class RoundLog:
         seconds: Wall time by phase: configure, train, aggregate, evaluate.
         evaluations: Uploads of evaluating clients, in client order.
         server: The server's own evaluation of the global model, or None.
+        measures: Further numbers, by name: what the strategy says of its state or, with Flower's
+            strategies, the mean of what the clients measured; and what the server's evaluation
+            found besides accuracy and loss.
     """
 
     tick: Tick
@@ -52,6 +56,7 @@ class RoundLog:
     seconds: dict[str, float] = field(default_factory=dict)
     evaluations: list[Upload] = field(default_factory=list)
     server: Upload | None = None
+    measures: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +109,8 @@ class Loop:
         _count_bytes(messages, log.download_bytes)
         replies = _Timed(self._accepted(log, arrays, self._exchange(messages)))
         start = time.perf_counter()
-        aggregated, _ = self.strategy.aggregate_train(round_, replies)
+        aggregated, measured = self.strategy.aggregate_train(round_, replies)
+        _keep_numbers(log.measures, measured or {})
         log.seconds["train"] = replies.seconds
         log.seconds["aggregate"] = time.perf_counter() - start - replies.seconds
         return arrays if aggregated is None else like(aggregated, arrays)
@@ -147,6 +153,8 @@ class Loop:
         if replies:
             self.strategy.aggregate_evaluate(round_, replies)
         log.server = self._evaluate_server(log.tick, arrays)
+        if log.server is not None:
+            _keep_numbers(log.measures, log.server.metrics)
         log.seconds["evaluate"] = time.perf_counter() - start
 
     def _answered(self, log: RoundLog, replies: Iterable[Message]) -> Iterator[Message]:
@@ -227,6 +235,13 @@ def _read(reply: Message, client: int) -> tuple[Upload | None, str | None]:
 def _accumulate(total: dict[str, int], part: dict[str, int]) -> None:
     for name, value in part.items():
         total[name] = total.get(name, 0) + value
+
+
+def _keep_numbers(total: dict[str, float], part: Mapping[str, Any]) -> None:
+    """Keep the plain numbers that the round's log has no other place for."""
+    for name, value in part.items():
+        if isinstance(value, int | float) and name not in ("loss", NUM_EXAMPLES):
+            total[name] = float(value)
 
 
 def _count_bytes(messages: Iterable[Message], total: dict[str, int]) -> None:

@@ -147,6 +147,32 @@ def backward_transfer(matrix: ArrayLike) -> float:
     return _mean((matrix[-1] - np.diagonal(matrix))[:-1])
 
 
+def explained_forgetting(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """What of the forgetting comes from having more classes to choose from, and what does not.
+
+    With ``R`` the accuracy among all classes and ``M`` the accuracy among the classes met up to an
+    experience, ``unexplained = mean_{e<E-1} (M[e, e] - M[E-1, e])``: the candidates stay the same,
+    so a change is a change of the model. ``explained = -backward_transfer(R) - unexplained``.
+
+    Args:
+        rows: See :func:`accuracy_matrix`; ``accuracy_among_met`` is read as well.
+
+    Returns:
+        ``forgetting_explained`` and ``forgetting_unexplained``, or nothing where the rows do not
+        say how the model does among the classes met.
+
+    Source:
+        Hendryx et al., Federated Reconnaissance, 2021, arXiv:2109.00150, tell the two apart in
+        words: nearest prototypes get worse with the number of candidates, not by forgetting.
+    """
+    if not rows or any("accuracy_among_met" not in row for row in rows):
+        return {}
+    restricted = [{**row, "accuracy": row["accuracy_among_met"]} for row in rows]
+    unexplained = -backward_transfer(accuracy_matrix(restricted))
+    total = -backward_transfer(accuracy_matrix(rows))
+    return {"forgetting_explained": total - unexplained, "forgetting_unexplained": unexplained}
+
+
 def forward_transfer(matrix: ArrayLike, baseline: ArrayLike) -> float:
     """Mean advantage on an experience before it is learned, ``mean_{e>0} (R[e-1, e] - b[e])``.
 

@@ -2,7 +2,8 @@
 
 ``rows.jsonl`` has one line per evaluation: ``round``, ``experience`` (the server's, ``-1`` before
 training), ``client`` (null for the server's own test of the global model), ``model`` (``global`` or
-``personal``), ``eval_experience``, ``accuracy``, ``loss``, ``num_examples``. ``rounds.jsonl`` has
+``personal``), ``eval_experience``, ``accuracy``, ``accuracy_among_own`` and ``accuracy_among_met``
+(see :class:`fedsim.scoring.Score`), ``loss``, ``num_examples``. ``rounds.jsonl`` has
 one line per round, ``rejections.jsonl`` one per refused update.
 """
 
@@ -20,6 +21,7 @@ from fedsim.loop import RoundLog
 from fedsim.wire import Upload
 
 Row = dict[str, Any]
+COLUMNS = ("accuracy", "accuracy_among_own", "accuracy_among_met", "loss")  # of rows, if measured
 
 
 class RunExistsError(ValueError):
@@ -53,6 +55,7 @@ class Results:
         (run_dir / "summary.json").unlink(missing_ok=True)
         self.seconds: dict[str, float] = {}
         self.bytes: dict[str, dict[str, int]] = {"upload": {}, "download": {}}
+        self.measures: dict[str, float] = {}  # the newest value of each
         self.rejected = 0
         self.rounds = 0
 
@@ -69,6 +72,7 @@ class Results:
         if log.tick.round > 0:
             self.rounds += 1
             _write(self._rounds, _round_row(log, wall_s))
+            self.measures |= log.measures
             _accumulate(self.seconds, log.seconds)
             _accumulate(self.bytes["upload"], log.upload_bytes)
             _accumulate(self.bytes["download"], log.download_bytes)
@@ -104,6 +108,7 @@ class Results:
                 for record, size in sorted(sizes.items())
             },
             **{f"seconds/{phase}": round(s, 4) for phase, s in self.seconds.items()},
+            **{f"measure/{name}": _plain(v) for name, v in sorted(self.measures.items())},
             "rounds": self.rounds,
             "rejected_updates": self.rejected,
             "digest": digest(arrays),
@@ -168,6 +173,7 @@ def summarise(rows: list[Row], personal: bool) -> Row:
             "average_accuracy": metrics.average_accuracy(matrix),
             "average_incremental_accuracy": metrics.average_incremental_accuracy(matrix),
             "forgetting": metrics.forgetting(matrix),
+            **metrics.explained_forgetting(counted),
             "backward_transfer": metrics.backward_transfer(matrix),
             "forward_transfer": metrics.forward_transfer(
                 matrix, metrics.baseline_accuracy(_server(rows), num_experiences=len(matrix))
@@ -216,7 +222,8 @@ def _lists(upload: Upload, *names: str) -> list[list[float]]:
 
 
 def _rows(log: RoundLog, upload: Upload, client: int | None, model: str) -> list[Row]:
-    measured = zip(*_lists(upload, "accuracy", "loss", "examples"), strict=True)
+    columns = [name for name in COLUMNS if name in upload.metrics]
+    lists = zip(*_lists(upload, *columns, "examples"), strict=True)
     return [
         {
             "round": log.tick.round,
@@ -224,11 +231,10 @@ def _rows(log: RoundLog, upload: Upload, client: int | None, model: str) -> list
             "client": client,
             "model": model,
             "eval_experience": experience,
-            "accuracy": accuracy,
-            "loss": loss,
+            **dict(zip(columns, values, strict=True)),
             "num_examples": int(examples),
         }
-        for experience, (accuracy, loss, examples) in enumerate(measured)
+        for experience, (*values, examples) in enumerate(lists)
         if examples > 0
     ]
 
@@ -248,6 +254,7 @@ def _round_row(log: RoundLog, wall_s: float) -> Row:
         "upload_bytes": sum(log.upload_bytes.values()),
         "download_bytes": sum(log.download_bytes.values()),
         "cohort": log.cohort,
+        **({"measures": {n: _plain(v) for n, v in log.measures.items()}} if log.measures else {}),
     }
 
 
@@ -283,8 +290,7 @@ def _write_parquet(rows: list[Row], path: Path) -> None:
         ("client", pa.int64()),
         ("model", pa.string()),
         ("eval_experience", pa.int64()),
-        ("accuracy", pa.float64()),
-        ("loss", pa.float64()),
+        *((name, pa.float64()) for name in COLUMNS if any(name in row for row in rows)),
         ("num_examples", pa.int64()),
     ]
     pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(columns)), path)

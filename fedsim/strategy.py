@@ -63,6 +63,11 @@ class Strategy(FlowerStrategy, Generic[S]):
     def shared(self, state: S) -> Params:
         """The tensors that the server holds for everybody: what is saved and digested."""
 
+    def measures(self, state: S) -> dict[str, float]:
+        """Numbers about the state for the round's log, by name. Default: none."""
+        del state
+        return {}
+
     def config(self, tick: Tick) -> Config:
         """Scalars that every client of the round gets. Default: none."""
         del tick
@@ -108,7 +113,8 @@ class Strategy(FlowerStrategy, Generic[S]):
             return None, None
         uploads = itertools.chain([first], uploads)
         self.state = self.aggregate(clock.at(server_round), self.state, uploads)
-        return to_record(self.shared(self.state)), None
+        measures = self.measures(self.state)
+        return to_record(self.shared(self.state)), MetricRecord({**measures}) if measures else None
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]

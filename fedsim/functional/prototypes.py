@@ -170,7 +170,7 @@ def shared_precision(outer: Tensor, statistics: Statistics, shrinkage: float) ->
     spread = (within.diagonal().mean()).clamp_min(torch.finfo(within.dtype).eps)
     identity = torch.eye(size, dtype=within.dtype, device=within.device)
     precision = torch.linalg.inv((1.0 - shrinkage) * within + shrinkage * spread * identity)
-    symmetric: Tensor = (precision + precision.T) / 2
+    symmetric: Tensor = 0.5 * (precision + precision.T)
     return symmetric
 
 
@@ -182,7 +182,8 @@ def clip_rows(embeddings: Tensor, max_norm: float) -> Tensor:
         max_norm: Largest Euclidean norm, positive.
     """
     norms = embeddings.norm(dim=1, keepdim=True).clamp_min(torch.finfo(embeddings.dtype).tiny)
-    return embeddings * (max_norm / norms).clamp_max(1.0)
+    clipped: Tensor = embeddings * (max_norm / norms).clamp_max(1.0)
+    return clipped
 
 
 def open_scores(scores: Tensor, classes: Tensor, num_classes: int) -> Tensor:
