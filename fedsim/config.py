@@ -136,7 +136,7 @@ def _wrong_choice(group: str, choice: str) -> str:
 def _nearest(key: str) -> str:
     known = _keys(compose([]))
     parent = key.rsplit(".", 1)[0] + "." if "." in key else ""
-    near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
+    near = difflib.get_close_matches(key, known, n=3, cutoff=0.7)
     if near:
         return f"; did you mean {' or '.join(near)}?"
     beside = [k for k in known if k.startswith(parent) and "." not in k[len(parent) :]]

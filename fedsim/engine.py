@@ -19,21 +19,17 @@ class LocalEngine:
 
     Attributes:
         device: Where models train.
-        threads: Threads inside one tensor operation.
         raise_errors: Whether an exception in a client stops the run.
         shuffle: Run the clients of a round in random order; results must not change.
         keep_states: Client states held in memory, the others on disk; None keeps all in memory.
     """
 
     device: str = "cpu"
-    threads: int = 1
     raise_errors: bool = True
     shuffle: bool = False
     keep_states: int | None = None
 
     def __post_init__(self) -> None:
-        if self.threads < 1:
-            raise ValueError(f"engine.threads must be at least 1, got {self.threads}")
         kind = torch.device(self.device).type
         if kind == "cuda" and not torch.cuda.is_available():
             raise ValueError("engine.device=cuda, but torch finds no CUDA device; use cpu")
@@ -41,8 +37,13 @@ class LocalEngine:
             raise ValueError("engine.device=mps, but torch finds no Apple GPU; use cpu")
 
     def grid(self, app: ClientApp, *, num_clients: int, seed: int, run_dir: Path) -> LocalGrid:
-        """A grid with this set-up; sets torch's threads for the process."""
-        torch.set_num_threads(self.threads)
+        """A grid with this set-up.
+
+        Tensor operations of this process run on one thread from here on: with more, sums are
+        split differently and results differ in the last bits from machine to machine. Small
+        models are fastest with one thread anyway.
+        """
+        torch.set_num_threads(1)
         store: Store = MemoryStore()
         if self.keep_states is not None:
             store = DiskStore(folder=run_dir / "clients", keep=self.keep_states)

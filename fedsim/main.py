@@ -93,3 +93,7 @@ def _show(summary: "Row", results: "Results", run_dir: Path) -> None:
         console.print(matrix_table(accuracy_matrix(rows), title))
     console.print(summary_table(summary))
     console.print(f"Everything is in {run_dir}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+import pytest
+from hydra.utils import get_class, get_method
+from omegaconf import OmegaConf
+
+from fedsim.config import CONF, ConfigError, choices, compose, resolve
+
+GROUPS = sorted(p.name for p in CONF.iterdir() if p.is_dir() and p.name != "hydra")
+
+
+def problem(*overrides):
+    with pytest.raises(ConfigError) as caught:
+        resolve(compose(list(overrides)))
+    return str(caught.value)
+
+
+def test_the_default_configuration_resolves():
+    node = resolve(compose([]))
+    assert node["scenario"]["dataset"]["_target_"] == "scenarios.datasets.digits"
+    assert "hydra" not in node
+
+
+def test_reserved_lists_do_not_reach_the_targets():
+    def words(node):
+        if isinstance(node, dict):
+            yield from node
+            for value in node.values():
+                yield from words(value)
+
+    assert not {"needs", "provides"} & set(words(resolve(compose([]))))
+
+
+def test_a_wrong_choice_lists_the_choices():
+    text = problem("strategy=fedavvg")
+    assert "no strategy=fedavvg" in text
+    assert "did you mean fedavg" in text
+    assert "krum" in text
+
+
+def test_a_wrong_group_lists_the_groups():
+    assert "no key 'strateg'" in problem("strateg=fedavg")
+    assert "did you mean strategy" in problem("strateg=fedavg")
+
+
+def test_a_wrong_key_suggests_the_right_one():
+    assert "did you mean training.epochs" in problem("training.epoch=3")
+    assert "did you mean seed" in problem("sed=3")
+
+
+def test_a_key_that_resembles_nothing_lists_what_is_there():
+    assert "under training: " in problem("training.qqqqqqq=3")
+    assert "batch_size" in problem("training.qqqqqqq=3")
+
+
+@pytest.mark.parametrize(
+    "override", ["num_clients=0", "num_clients=-3", "num_clients=two", "seed=-1", "participation=0",
+                 "participation=1.5", "evaluation_participation=-0.1"]
+)  # fmt: skip
+def test_impossible_numbers_are_refused_by_name(override):
+    assert override.split("=")[0] in problem(override)
+
+
+def test_a_need_that_nothing_provides_names_the_choices_that_would():
+    text = problem("partition=natural")
+    assert "needs 'groups'" in text
+    assert "dataset=omniglot" in text
+
+
+def test_an_experiment_moves_to_other_data():
+    node = resolve(compose(["experiment=fedavg_mnist_dirichlet", "dataset=fashion_mnist"]))
+    assert node["scenario"]["dataset"]["_target_"] == "scenarios.datasets.fashion_mnist"
+    assert node["scenario"]["partition"]["alpha"] == 0.3
+
+
+@pytest.mark.parametrize("experiment", choices("experiment"))
+def test_every_experiment_composes_and_names_itself(experiment):
+    node = resolve(compose([f"experiment={experiment}"]))
+    assert node["name"] == experiment
+
+
+FILES = [p for g in GROUPS if g != "experiment" for p in sorted((CONF / g).glob("*.yaml"))]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: f"{p.parent.name}={p.stem}")
+def test_every_target_exists(path):
+    def targets(node):
+        if OmegaConf.is_dict(node):
+            for key in node:
+                if key == "_target_":
+                    yield node[key]
+                elif not OmegaConf.is_interpolation(node, key):
+                    yield from targets(node[key])
+
+    for target in targets(OmegaConf.load(path)):
+        if target.startswith(("avalanche", "mlflow", "wandb")):
+            continue  # importing takes seconds; the clients' own tests do it
+        try:
+            get_class(target)
+        except ValueError:
+            get_method(target)
