@@ -6,13 +6,21 @@ import sys
 import avalanche_case as case
 import pytest
 import torch
-from avalanche_case import METHODS, TRAINING, client, run, setting, setting_for, stored
 from torch import nn
 
 from fedsim.client import initial_model
 from fedsim.clock import Clock, StaggeredClock
 from fedsim.seeding import derive
 from fedsim.state import ClientState
+from tests.clients.avalanche_case import (
+    METHODS,
+    TRAINING,
+    client,
+    run,
+    setting,
+    setting_for,
+    stored,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import avalanche_case as case
 import pytest
-from avalanche_case import TRAINING, setting
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
@@ -20,6 +19,7 @@ from scenarios.order import SameOrder
 from scenarios.partition import IID
 from scenarios.task_incremental import TaskIncremental
 from scenarios.toy import toy
+from tests.clients.avalanche_case import TRAINING, setting
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 CONF = Path(__file__).parents[2] / "conf" / "client"
@@ -42,7 +42,7 @@ def test_every_yaml_trains_over_a_boundary_and_evaluates(name):
     assert choice.pop("needs") == []
     assert choice.pop("training") == "${training}"
     settings = setting(rounds=2)
-    one: Client = instantiate(choice, training=TRAINING)(settings)
+    one: Client = instantiate(choice, training=TRAINING, _convert_="all")(settings)
     uploads, state = case.run(lambda round_: one, settings, [1, 2, 3, 5])
     down = case.download(settings, 5, uploads[-1])
     accuracy = one.evaluate(down, state).metrics["accuracy"]

@@ -3,7 +3,6 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from graph_toy import planted
 from torch_geometric.data import Data
 
 from scenarios.graph_data import GraphDataset
@@ -17,6 +16,7 @@ from scenarios.graph_partition import (
     RandomNodes,
 )
 from scenarios.graph_recorded import fingerprint, recorded
+from tests.scenarios.graph_toy import planted
 
 
 def cliques(sizes):

@@ -4,7 +4,6 @@ import sys
 
 import pytest
 import torch
-from graph_toy import scenario
 from torch_geometric.data import Data
 
 from scenarios.graph_data import GraphDataset
@@ -14,6 +13,7 @@ from scenarios.graph_split import RandomSplit
 from scenarios.graph_streams import NewClasses, NewNodes
 from scenarios.order import ShuffledOrder
 from scenarios.partition import IID
+from tests.scenarios.graph_toy import scenario
 
 SPLITS = ("train", "val", "test")
 

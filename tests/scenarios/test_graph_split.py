@@ -1,9 +1,9 @@
 import pytest
 import torch
-from graph_toy import planted
 
 from scenarios.graph_data import GraphDataset
 from scenarios.graph_split import OwnSplit, RandomSplit
+from tests.scenarios.graph_toy import planted
 
 
 def test_shares_of_the_permutation_are_train_test_val_in_that_order():
