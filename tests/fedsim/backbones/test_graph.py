@@ -180,7 +180,6 @@ def test_gcnii_layers_follow_the_formula():
         (lambda: GAT(input_shape=(5,), hidden=10, heads=4), "multiple of heads"),
         (lambda: GAT(input_shape=(5,), attention_dropout=1.0), "attention_dropout"),
         (lambda: APPNP(input_shape=(5,), alpha=1.5), "alpha"),
-        (lambda: APPNP(input_shape=(5,), edge_dropout=-0.1), "edge_dropout"),
         (lambda: DAGNN(input_shape=(5,), num_hops=0), "num_hops"),
         (lambda: GCNII(input_shape=(5,), theta=0.0), "theta"),
     ],
