@@ -3,7 +3,6 @@
 import subprocess
 import sys
 
-import avalanche_case as case
 import pytest
 import torch
 from torch import nn
@@ -12,6 +11,7 @@ from fedsim.client import initial_model
 from fedsim.clock import Clock, StaggeredClock
 from fedsim.seeding import derive
 from fedsim.state import ClientState
+from tests.clients import avalanche_case as case
 from tests.clients.avalanche_case import (
     METHODS,
     TRAINING,

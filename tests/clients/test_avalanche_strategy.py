@@ -6,7 +6,6 @@ import threading
 from functools import partial
 from pathlib import Path
 
-import avalanche_case as case
 import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -19,6 +18,7 @@ from scenarios.order import SameOrder
 from scenarios.partition import IID
 from scenarios.task_incremental import TaskIncremental
 from scenarios.toy import toy
+from tests.clients import avalanche_case as case
 from tests.clients.avalanche_case import TRAINING, setting
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -42,7 +42,7 @@ def test_every_yaml_trains_over_a_boundary_and_evaluates(name):
     assert choice.pop("needs") == []
     assert choice.pop("training") == "${training}"
     settings = setting(rounds=2)
-    one: Client = instantiate(choice, training=TRAINING, _convert_="all")(settings)
+    one: Client = instantiate(choice, _convert_="all")(settings, training=TRAINING)
     uploads, state = case.run(lambda round_: one, settings, [1, 2, 3, 5])
     down = case.download(settings, 5, uploads[-1])
     accuracy = one.evaluate(down, state).metrics["accuracy"]
