@@ -66,7 +66,7 @@ class Avalanche(Client):
 
     Attributes:
         personal: Whether predictions need the client's own memory (iCaRL's class means), so that
-            the server cannot evaluate on its own behalf.
+            only clients can judge the method.
 
     Raises:
         ValueError: If the strategy cannot work with the model, the scenario or the training.
@@ -123,29 +123,25 @@ class Avalanche(Client):
         """See :meth:`fedsim.client.Client.evaluate`.
 
         A strategy with a classifier of its own answers as if the experience ended now: the open
-        experience is closed with the downloaded model, on a copy of the memory.
-
-        Raises:
-            ValueError: If such a strategy is asked without a client.
+        experience is closed with the downloaded model, on a copy of the memory. Without a memory,
+        before a client's first training and for the server, the model's head answers.
         """
-        if self.personal:
-            client_id = self._trainee(down)
-            self._has_memory = MEMORY in state
-            if self._has_memory:
-                self.load(self.model, down, state)
-                stream = self._stream(client_id)
-                with _seeded(derive(self.setting.seed, "noise", down.tick.round, client_id)):
-                    self._restore(stream, down, state)
-                    self._close(stream, client_id, state.count(POSITION))
+        self._has_memory = False
+        if self.personal and down.client_id is not None and MEMORY in state:
+            self._has_memory = True
+            self.load(self.model, down, state)
+            stream = self._stream(down.client_id)
+            with _seeded(derive(self.setting.seed, "noise", down.tick.round, down.client_id)):
+                self._restore(stream, down, state)
+                self._close(stream, down.client_id, state.count(POSITION))
         self._strategy.model.eval()
         return super().evaluate(down, state)
 
     def predict(self, model: Model, batch: Batch, down: Download, state: ClientState) -> Tensor:
         """Logits of the model; of the strategy's own classifier where it has one.
 
-        A nearest-mean classifier scores a class with minus the distance to its mean; classes
-        without a mean get -2, the farthest that unit vectors can be. A client that has not trained
-        yet has no means and answers with the model's head.
+        A nearest-mean classifier scores a class with minus the distance to its mean; minus
+        infinity marks classes without a mean, which it does not know.
         """
         own = self._strategy.model
         if own is model:
@@ -158,7 +154,7 @@ class Avalanche(Client):
 
     def _nearest_means(self, own: Any, inputs: Tensor) -> Tensor:
         scores: Tensor = own(inputs)
-        full = scores.new_full((len(scores), self.scenario.num_classes), -2.0)
+        full = scores.new_full((len(scores), self.scenario.num_classes), -torch.inf)
         known = (own.eval_classifier.class_means != 0).any(dim=1).nonzero().squeeze(1)
         full[:, known] = scores[:, known]
         return full

@@ -125,8 +125,8 @@ class LoaderForm(Form):
         """See :class:`Form`."""
         del number
         dataset, collate, options = parts
-        collate_fn = decoder.value(collate)
-        return DataLoader(decoder.value(dataset), collate_fn=collate_fn, **options)
+        examples = decoder.value(dataset)  # in the order in which they were written
+        return DataLoader(examples, collate_fn=decoder.value(collate), **options)
 
 
 class EndlessForm(Form):

@@ -45,16 +45,20 @@ class Blueprint:
                 " model cannot be kept between rounds"
             )
         live = module is self.module
-        tensors, extras = [], []
-        for name, part in module.named_modules():
-            for key, tensor in _tensors(part).items():
-                if not (live and self._slots.get((name, key), self) is tensor):
-                    tensors.append([name, key, encoder.value(tensor, f"{where}.{name}.{key}")])
-            for key, value in _attributes(part).items():
-                if isinstance(value, Tensor) and value.grad_fn is not None:
-                    continue  # an activation that the next forward pass overwrites
-                if not _unchanged(value, self._extras[name].get(key, self)):
-                    extras.append([name, key, encoder.value(value, f"{where}.{name}.{key}")])
+        tensors = [
+            [name, key, encoder.value(tensor, f"{where}.{name}.{key}")]
+            for name, part in module.named_modules()
+            for key, tensor in _tensors(part).items()
+            if not (live and self._slots.get((name, key), self) is tensor)
+        ]
+        extras = [
+            [name, key, encoder.value(value, f"{where}.{name}.{key}")]
+            for name, part in module.named_modules()
+            for key, value in _attributes(part).items()
+            if not _unchanged(value, self._extras[name].get(key, self))
+            # an activation that the next forward pass overwrites
+            and not (isinstance(value, Tensor) and value.grad_fn is not None)
+        ]
         modes = [int(part.training) for part in module.modules()]
         frozen = [name for name, p in module.named_parameters() if not p.requires_grad]
         return {"tensors": tensors, "extras": extras, "modes": modes, "frozen": frozen}

@@ -256,12 +256,12 @@ class MappingForm(Form):
 
     def encode(self, value: Any, encoder: Encoder, where: str) -> list[Node]:
         """See :class:`Form`."""
-        factory = getattr(value, "default_factory", None)
+        factory = encoder.value(getattr(value, "default_factory", None), f"{where}.default_factory")
         items = [
             [encoder.value(k, f"{where} key {k!r}"), encoder.value(v, f"{where}[{k!r}]")]
             for k, v in value.items()
         ]
-        return [type(value).__name__, encoder.value(factory, f"{where}.default_factory"), items]
+        return [type(value).__name__, factory, items]
 
     def decode(self, parts: list[Node], decoder: Decoder, number: int) -> Any:
         """See :class:`Form`."""
