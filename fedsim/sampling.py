@@ -23,7 +23,8 @@ class Uniform:
 
     Args:
         seed: Seed of the run.
-        fraction: Share of the registered clients, in ``(0, 1]``; ignored when ``count`` is given.
+        fraction: Share of the registered clients, in ``[0, 1]``, at least one client unless it is
+            0; ignored when ``count`` is given.
         count: Size of the cohort, or None.
         fixed: Draw one cohort for the whole run (for evaluations that can be compared).
         purpose: Name of the draw, so that training and evaluation draw independently.
@@ -38,8 +39,8 @@ class Uniform:
         fixed: bool = False,
         purpose: str = "sample",
     ) -> None:
-        if count is None and not 0.0 < fraction <= 1.0:
-            raise ValueError(f"fraction must lie in (0, 1], got {fraction}")
+        if count is None and not 0.0 <= fraction <= 1.0:
+            raise ValueError(f"fraction must lie in [0, 1], got {fraction}")
         if count is not None and count < 1:
             raise ValueError(f"count must be at least 1, got {count}")
         self._seed, self._fraction, self._count = seed, fraction, count
@@ -47,6 +48,8 @@ class Uniform:
 
     def cohort(self, round_: int, num_clients: int, clock: Clock) -> list[int]:
         """See :class:`Sampler`."""
+        if self._count is None and self._fraction == 0.0:
+            return []
         wanted = self._count if self._count is not None else round(self._fraction * num_clients)
         wanted = min(max(wanted, 1), num_clients)
         rng = numpy_generator(self._seed, self._purpose, 0 if self._fixed else round_)
