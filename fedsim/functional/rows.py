@@ -25,7 +25,7 @@ class RowUpdate:
     indices: Tensor
     deltas: Tensor
     counts: Tensor
-    num_examples: int
+    num_examples: float
 
 
 def merge_rows(table: Tensor, updates: Iterable[RowUpdate], merge: Merge) -> Tensor:
@@ -49,7 +49,7 @@ def merge_rows(table: Tensor, updates: Iterable[RowUpdate], merge: Merge) -> Ten
     total = torch.zeros_like(table)
     weight = torch.zeros(len(table), 1, dtype=table.dtype)
     touched = torch.zeros(len(table), dtype=torch.bool)
-    examples = 0
+    examples = 0.0
     for update in updates:
         _check(update, table)
         if merge == "sum":
@@ -65,7 +65,7 @@ def merge_rows(table: Tensor, updates: Iterable[RowUpdate], merge: Merge) -> Ten
     if merge == "sum":
         weight.fill_(1.0)
     elif merge == "fedavg":
-        weight.fill_(float(examples))
+        weight.fill_(examples)
     rows = touched.nonzero().flatten()
     merged = table.clone()
     merged[rows] += total[rows] / weight[rows].clamp(min=torch.finfo(table.dtype).tiny)
