@@ -5,12 +5,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from fedsim.checks import ConfigError, Node
 from fedsim.client import Setting
-from fedsim.config import ConfigError, Node
 from fedsim.model import Model
 from fedsim.scenario import Scenario
 from fedsim.simulation import Simulation, check_clock
@@ -36,6 +37,7 @@ def build(node: Node) -> Simulation:
 
     What needs no data is built first, so that most mistakes show before any is loaded.
     """
+    torch.set_num_threads(1)  # more threads split sums differently: other bits on other machines
     clock = make(node, "clock")
     backbone = make(node, "backbone")
     head = make(node, "head")

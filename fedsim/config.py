@@ -1,25 +1,13 @@
-"""Compose a configuration, check it before anything is loaded, and name what is wrong.
-
-Two reserved lists may stand beside ``_target_`` in any group's file: ``needs`` and ``provides``,
-plain words such as ``images`` or ``task_labels``. Every need must be provided by some other choice.
-They are checked without importing anything and are not passed to the target.
-"""
+"""Compose a configuration, and name what is wrong in an override."""
 
 import difflib
 import re
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
-Node = dict[str, Any]
-
-
-class ConfigError(ValueError):
-    """The configuration cannot work; the text says why and what to change."""
+from fedsim.checks import CONF, RESERVED, ConfigError, Node, check
 
 
 def compose(overrides: list[str]) -> DictConfig:
@@ -42,7 +30,7 @@ def compose(overrides: list[str]) -> DictConfig:
 
 
 def resolve(config: DictConfig) -> Node:
-    """Plain containers with every interpolation resolved, checked, without the reserved lists.
+    """Plain containers with every interpolation resolved, checked, without the reserved keys.
 
     Raises:
         ConfigError: If a choice needs what no other choice provides, or a number is impossible.
@@ -51,8 +39,7 @@ def resolve(config: DictConfig) -> Node:
     if not isinstance(node, dict):
         raise ConfigError(f"expected a mapping at the top of the configuration, got {type(node)}")
     plain: Node = {str(key): value for key, value in node.items() if key != "hydra"}
-    check_needs(plain)
-    check_numbers(plain)
+    check(plain)
     stripped: Node = _strip(plain)
     return stripped
 
@@ -70,40 +57,12 @@ def with_encoder(config: DictConfig) -> DictConfig:
         "dataset": OmegaConf.create(config.dataset),
         "encoder": OmegaConf.create(config.encoder),
         "provides": ["vectors" if word == "images" else word for word in words],
+        "facts": {k: v for k, v in (config.dataset.get("facts") or {}).items() if k != "shape"},
     }
     copy = config.copy()
     OmegaConf.set_struct(copy, value=False)
     copy.dataset = wrapped
     return copy
-
-
-def check_needs(node: Node) -> None:
-    """Raise :class:`ConfigError` for the first need that nothing provides."""
-    groups = {g: v for g, v in node.items() if isinstance(v, Mapping)}
-    provided = {word for group in groups.values() for word in group.get("provides") or ()}
-    for name, group in groups.items():
-        missing = [word for word in group.get("needs") or () if word not in provided]
-        if missing:
-            target = str(group.get("_target_", name)).rsplit(".", 1)[-1]
-            raise ConfigError(
-                f"the {name} ({target}) needs {missing[0]!r}, which no other choice provides"
-                f"{_providers(missing[0])}"
-            )
-
-
-def check_numbers(node: Node) -> None:
-    """Raise :class:`ConfigError` for top-level numbers that cannot work."""
-    for key, lowest in (("num_clients", 1), ("seed", 0)):
-        if not isinstance(node[key], int) or node[key] < lowest:
-            raise ConfigError(f"{key} must be a whole number of at least {lowest}, got {node[key]}")
-    for key, low in (("participation", "above 0"), ("evaluation_participation", "at least 0")):
-        value = node[key]
-        if (
-            not isinstance(value, int | float)
-            or not 0 <= value <= 1
-            or (value == 0 and "ab" in low)
-        ):
-            raise ConfigError(f"{key} must be {low} and at most 1, got {value}")
 
 
 def explain(error: Exception, overrides: list[str]) -> str:
@@ -158,21 +117,10 @@ def _keys(node: Any, prefix: str = "") -> list[str]:
     return keys
 
 
-def _providers(word: str) -> str:
-    """Which choices would provide the word."""
-    found = []
-    for path in sorted(CONF.glob("*/*.yaml")):
-        content = OmegaConf.load(path)
-        if isinstance(content, DictConfig) and word in (content.get("provides") or ()):
-            found.append(f"{path.parent.name}={path.stem}")
-    return f"; these do: {', '.join(found)}" if found else ""
-
-
 def _strip(node: Any) -> Any:
-    """The node without the reserved lists."""
+    """The node without the reserved keys."""
     if isinstance(node, dict):
-        reserved = ("needs", "provides")
-        return {k: _strip(v) for k, v in node.items() if k not in reserved}
+        return {k: _strip(v) for k, v in node.items() if k not in RESERVED}
     if isinstance(node, list):
         return [_strip(item) for item in node]
     return node

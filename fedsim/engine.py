@@ -37,13 +37,7 @@ class LocalEngine:
             raise ValueError("engine.device=mps, but torch finds no Apple GPU; use cpu")
 
     def grid(self, app: ClientApp, *, num_clients: int, seed: int, run_dir: Path) -> LocalGrid:
-        """A grid with this set-up.
-
-        Tensor operations of this process run on one thread from here on: with more, sums are
-        split differently and results differ in the last bits from machine to machine. Small
-        models are fastest with one thread anyway.
-        """
-        torch.set_num_threads(1)
+        """A grid with this set-up."""
         store: Store = MemoryStore()
         if self.keep_states is not None:
             store = DiskStore(folder=run_dir / "clients", keep=self.keep_states)

@@ -13,7 +13,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from fedsim.config import CONF, ConfigError, Node, explain, resolve
+from fedsim.checks import CONF, ConfigError, Node
+from fedsim.config import explain, resolve
 
 if TYPE_CHECKING:
     from fedsim.results import Results, Row

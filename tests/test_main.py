@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from fedsim.config import ConfigError, choices, compose, resolve
+from fedsim.checks import ConfigError
+from fedsim.config import choices, compose, resolve
 from fedsim.main import simulate
 
 TOY = ["dataset=toy", "dataset.train_examples=240"]
@@ -155,7 +156,10 @@ def test_mistakes_end_in_one_line_without_a_run_directory(tmp_path):
         (["trainin.epochs=1"], "did you mean training.epochs"),
         (["num_clients=0"], "num_clients"),
         (["dataset=toy", "num_clients=500"], "partition=resampled"),
-        (["scenario.num_experiences=11"], "classes"),
+        (["scenario.num_experiences=11"], "10 classes"),
+        (["clock.num_experiences=2"], "clock.num_experiences is 2"),
+        (["backbone=lenet"], "at least 16x16"),
+        (["strategy.fraction_trai=1"], "did you mean strategy.fraction_train"),
     ):
         done = command(tmp_path, "hydra.run.dir=run", *arguments)
         assert done.returncode != 0

@@ -1,7 +1,8 @@
 import pytest
 
 from fedsim.build import build
-from fedsim.config import ConfigError, compose, resolve
+from fedsim.checks import ConfigError
+from fedsim.config import compose, resolve
 
 SMALL = ["dataset=toy", "num_clients=2", "scenario.num_experiences=2"]
 

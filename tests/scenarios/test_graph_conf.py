@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from hydra.utils import get_method, instantiate
 
-from fedsim.config import ConfigError, compose, resolve
+from fedsim.checks import ConfigError
+from fedsim.config import compose, resolve
 from scenarios.graph_data import GraphDataset
 from scenarios.graph_shard import GraphShard
 

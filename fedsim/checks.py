@@ -1,0 +1,103 @@
+"""What a configuration says of itself, checked before anything is imported or loaded.
+
+Three reserved keys may stand beside ``_target_`` in any group's file; they are not passed on.
+
+``needs`` and ``provides`` are lists of plain words such as ``images`` or ``task_labels``: every need
+must be provided by some other choice.
+
+``facts`` are numbers that are known without loading: of a data set its ``classes``, ``train``
+examples and ``shape``; of a backbone the ``smallest`` image side it takes; of a scenario that it
+``cuts: classes``; of a partition that it ``shares`` examples between clients.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+RESERVED = ("needs", "provides", "facts")
+Node = dict[str, Any]
+
+
+class ConfigError(ValueError):
+    """The configuration cannot work; the text says why and what to change."""
+
+
+def check(node: Node) -> None:
+    """Raise :class:`ConfigError` for the first thing that cannot work."""
+    _check_needs(node)
+    _check_numbers(node)
+    _check_time(node)
+    _check_facts(node)
+
+
+def _check_needs(node: Node) -> None:
+    groups = {g: v for g, v in node.items() if isinstance(v, Mapping)}
+    provided = {word for group in groups.values() for word in group.get("provides") or ()}
+    for name, group in groups.items():
+        missing = [word for word in group.get("needs") or () if word not in provided]
+        if missing:
+            target = str(group.get("_target_", name)).rsplit(".", 1)[-1]
+            raise ConfigError(
+                f"the {name} ({target}) needs {missing[0]!r}, which no other choice provides"
+                f"{_providers(missing[0])}"
+            )
+
+
+def _check_numbers(node: Node) -> None:
+    for key, lowest in (("num_clients", 1), ("seed", 0)):
+        if not isinstance(node[key], int) or node[key] < lowest:
+            raise ConfigError(f"{key} must be a whole number of at least {lowest}, got {node[key]}")
+    for key, zero in (("participation", False), ("evaluation_participation", True)):
+        value = node[key]
+        if not isinstance(value, int | float) or not 0 <= value <= 1 or (value == 0 and not zero):
+            low = "at least 0" if zero else "above 0"
+            raise ConfigError(f"{key} must be {low} and at most 1, got {value}")
+
+
+def _check_time(node: Node) -> None:
+    """The clock and the scenario must agree on the number of experiences."""
+    clock, scenario = node["clock"], node["scenario"]
+    ours, theirs = clock.get("num_experiences"), scenario.get("num_experiences", 1)
+    if isinstance(theirs, int) and isinstance(ours, int) and ours != theirs:
+        raise ConfigError(
+            f"clock.num_experiences is {ours} and the scenario has {theirs}; leave"
+            " clock.num_experiences as it is"
+        )
+
+
+def _check_facts(node: Node) -> None:
+    data = node["dataset"].get("facts") or {}
+    scenario, partition = node["scenario"], node.get("partition") or {}
+    experiences = scenario.get("num_experiences", 1)
+    cuts = (scenario.get("facts") or {}).get("cuts")
+    if cuts == "classes" and data.get("classes") and experiences > data["classes"]:
+        raise ConfigError(
+            f"scenario.num_experiences is {experiences}, but the data has {data['classes']} classes"
+            " to share out; use fewer experiences, or another scenario"
+        )
+    shares = (partition.get("facts") or {}).get("shares", False)
+    if data.get("train") and not shares and node["num_clients"] > data["train"]:
+        raise ConfigError(
+            f"num_clients is {node['num_clients']}, but the data has {data['train']} training"
+            " examples; use fewer clients, or partition=resampled, where clients share examples"
+        )
+    smallest = (node["backbone"].get("facts") or {}).get("smallest")
+    shape = data.get("shape")
+    if smallest and shape and len(shape) == 3 and min(shape[1:]) < smallest:
+        raise ConfigError(
+            f"the backbone takes images of at least {smallest}x{smallest} pixels, the data's have"
+            f" {shape[1]}x{shape[2]}; use backbone=mlp or backbone=conv4, or larger images"
+        )
+
+
+def _providers(word: str) -> str:
+    """Which choices would provide the word."""
+    found = []
+    for path in sorted(CONF.glob("*/*.yaml")):
+        content = OmegaConf.load(path)
+        if isinstance(content, DictConfig) and word in (content.get("provides") or ()):
+            found.append(f"{path.parent.name}={path.stem}")
+    return f"; these do: {', '.join(found)}" if found else ""
