@@ -8,7 +8,7 @@ run: .venv/run
 	$(BIN)/fedsim
 
 test: .venv/dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 lint: .venv/dev
 	$(BIN)/ruff check .

@@ -2,8 +2,8 @@
 
 Three reserved keys may stand beside ``_target_`` in any group's file; they are not passed on.
 
-``needs`` and ``provides`` are lists of plain words such as ``images`` or ``task_labels``: every need
-must be provided by some other choice.
+``needs`` and ``provides`` are lists of plain words such as ``images`` or ``task_labels``: what one
+choice needs, some other choice must provide.
 
 ``facts`` are numbers that are known without loading: of a data set its ``classes``, ``train``
 examples and ``shape``; of a backbone the ``smallest`` image side it takes; of a scenario that it
