@@ -20,7 +20,7 @@ def graph_choices(group):
 
 
 def keys(node):
-    return {key for key in node if key not in ("_target_", "needs", "provides")}
+    return {key for key in node if key not in ("_target_", "needs", "provides", "facts")}
 
 
 def config(*overrides):
