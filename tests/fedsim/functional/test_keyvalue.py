@@ -37,9 +37,10 @@ def test_chunks_are_consecutive_pieces():
 
 
 @pytest.mark.parametrize("k", [1, 3])
-def test_nearest_pairs_are_those_of_the_full_distance_matrix(k):
+@pytest.mark.parametrize("pairs", [17, 256])
+def test_nearest_pairs_are_those_of_the_full_distance_matrix(k, pairs):
     heads = torch.randn(5, 40, 3, generator=generator(0, "h"))
-    keys = torch.randn(5, 17, 3, generator=generator(0, "k"))
+    keys = torch.randn(5, pairs, 3, generator=generator(0, "k"))
     expected = torch.cdist(heads, keys).topk(k, dim=2, largest=False).indices
     assert torch.equal(nearest_pairs(heads, keys, k), expected)
 
@@ -50,6 +51,12 @@ def test_blocks_do_not_change_the_result(monkeypatch):
     whole = nearest_pairs(heads, keys)
     monkeypatch.setattr("fedsim.functional.keyvalue.BLOCK", 17 * 7)
     assert torch.equal(nearest_pairs(heads, keys), whole)
+
+
+@pytest.mark.parametrize("pairs", [17, 256])
+def test_of_equal_distances_the_lowest_pair_wins(pairs):
+    keys = torch.zeros(2, pairs, 3)
+    assert nearest_pairs(torch.ones(2, 4, 3), keys).unique().tolist() == [0]
 
 
 def test_pairs_that_are_not_allowed_are_passed_over():
