@@ -14,7 +14,7 @@ from fedsim.checks import ConfigError, Node
 from fedsim.client import Setting
 from fedsim.model import Model
 from fedsim.scenario import Scenario
-from fedsim.simulation import Simulation, check_clock
+from fedsim.simulation import Simulation, check_clock, check_evaluation
 
 
 def make(node: Node, name: str) -> Any:
@@ -44,16 +44,19 @@ def build(node: Node) -> Simulation:
     client = make(node, "client")
     strategy = make(node, "strategy")
     loggers = [make(node["logger"], name) for name in node["logger"] or {}]
+    evaluation = make(node, "evaluation")
     device = node["engine"]["device"]
     scenario: Scenario = make(node, "scenario")
     try:
         check_clock(clock, scenario.num_experiences)
+        check_evaluation(evaluation, scenario)
         setting = Setting(
             scenario=scenario,
             clock=clock,
             model=partial(_model, backbone, head, scenario),
             seed=node["seed"],
             device=device,
+            evaluation=evaluation,
         )
         return Simulation(
             setting=setting,

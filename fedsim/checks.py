@@ -28,6 +28,7 @@ class ConfigError(ValueError):
 def check(node: Node) -> None:
     """Raise :class:`ConfigError` for the first thing that cannot work."""
     _check_needs(node)
+    _check_graph(node)
     _check_numbers(node)
     _check_time(node)
     _check_facts(node)
@@ -43,6 +44,19 @@ def _check_needs(node: Node) -> None:
             raise ConfigError(
                 f"the {name} ({target}) needs {missing[0]!r}, which no other choice provides"
                 f"{_providers(missing[0])}"
+            )
+
+
+def _check_graph(node: Node) -> None:
+    """A graph cannot be taken by what does not ask for one."""
+    if "graph" not in (node["dataset"].get("provides") or ()):
+        return
+    for name in ("scenario", "backbone"):
+        if "graph" not in (node[name].get("needs") or ()):
+            target = str(node[name].get("_target_", name)).rsplit(".", 1)[-1]
+            raise ConfigError(
+                f"the data set is a graph, which the {name} ({target}) does not take; these do:"
+                f" {', '.join(_files(name, 'needs', 'graph'))}"
             )
 
 
@@ -95,9 +109,15 @@ def _check_facts(node: Node) -> None:
 
 def _providers(word: str) -> str:
     """Which choices would provide the word."""
-    found = []
-    for path in sorted(CONF.glob("*/*.yaml")):
-        content = OmegaConf.load(path)
-        if isinstance(content, DictConfig) and word in (content.get("provides") or ()):
-            found.append(f"{path.parent.name}={path.stem}")
+    found = _files("*", "provides", word)
     return f"; these do: {', '.join(found)}" if found else ""
+
+
+def _files(group: str, key: str, word: str) -> list[str]:
+    """The choices of a group whose list under a reserved key holds the word."""
+    found = []
+    for path in sorted(CONF.glob(f"{group}/*.yaml")):
+        content = OmegaConf.load(path)
+        if isinstance(content, DictConfig) and word in (content.get(key) or ()):
+            found.append(f"{path.parent.name}={path.stem}")
+    return found

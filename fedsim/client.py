@@ -1,7 +1,7 @@
 """The client side of a method: five small methods over one fixed training and evaluation course."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -11,13 +11,14 @@ from torch.optim import Optimizer
 from fedsim.arrays import Params, Records
 from fedsim.clock import Clock
 from fedsim.data import Batch, Shard
+from fedsim.evaluation import Evaluation
 from fedsim.model import Model, mask_logits
-from fedsim.scenario import Scenario
+from fedsim.scenario import Scenario, Split
 from fedsim.scoring import Candidates, Score
 from fedsim.seeding import derive, generator
 from fedsim.state import ClientState
 from fedsim.training import LocalTraining, fit, optimizer_params, restore_optimizer, seeded
-from fedsim.wire import Download, Upload
+from fedsim.wire import Download, Metrics, Upload
 
 EVALUATION_BATCH = 512
 
@@ -32,6 +33,7 @@ class Setting:
         model: Builds the model; called once per process.
         seed: Seed of the run.
         device: Where the model trains, e.g. ``cpu`` or ``cuda``.
+        evaluation: When clients are tested and on what.
     """
 
     scenario: Scenario
@@ -39,6 +41,7 @@ class Setting:
     model: Callable[[], Model]
     seed: int
     device: str = "cpu"
+    evaluation: Evaluation = field(default_factory=Evaluation)
 
 
 class Client:
@@ -118,13 +121,18 @@ class Client:
             self._cross_boundary(client_id, down, state)
             self.model.train()
             rng = generator(seed, "train", down.tick.round, client_id)
-            loss = self.fit(self.batches(shard, down, state, rng), down, state)
+            metrics: Metrics = {
+                "loss": self.fit(self.batches(shard, down, state, rng), down, state)
+            }
+            if self.tests_in_training(down):
+                metrics |= self.measure(down, state)
+                self.model.train()
             records = self.upload(self.model, shard, down, state)
         return Upload(
             client_id=client_id,
             num_examples=len(shard),
             records=records,
-            metrics={"loss": loss},
+            metrics=metrics,
         )
 
     def evaluate(self, down: Download, state: ClientState) -> Upload:
@@ -136,24 +144,38 @@ class Client:
         client id is evaluated on the test data of all clients together.
         """
         self.load(self.model, down, state)
-        self.model.eval()
-        scores, sizes = [], []
-        for experience in range(self.scenario.num_experiences):
-            shard = self.scenario.shard(down.client_id, experience, "test")
-            scores.append(self.score(shard, experience, down, state))
-            sizes.append(len(shard))
+        metrics = self.measure(down, state)
         return Upload(
             client_id=-1 if down.client_id is None else down.client_id,
-            num_examples=sum(sizes),
+            num_examples=sum(metrics["examples"]),  # type: ignore[arg-type]
             records={},
-            metrics={
-                "accuracy": ratios([s.correct for s in scores], sizes),
-                "accuracy_among_own": ratios([s.among_own for s in scores], sizes),
-                "accuracy_among_met": ratios([s.among_met for s in scores], sizes),
-                "loss": ratios([s.loss for s in scores], [s.known for s in scores]),
-                "examples": [float(n) for n in sizes],
-            },
+            metrics=metrics,
         )
+
+    def tests_in_training(self, down: Download) -> bool:
+        """Whether the model is to be tested right after this round's local steps."""
+        due = self.setting.clock.evaluates(down.tick.round)
+        return due and self.setting.evaluation.in_training
+
+    def measure(self, down: Download, state: ClientState) -> Metrics:
+        """The lists of :meth:`evaluate` for the model as it is.
+
+        Where runs are judged on validation data, ``val_accuracy`` and ``val_examples`` as well.
+        """
+        self.model.eval()
+        scores, sizes = self._scores("test", down, state)
+        metrics: Metrics = {
+            "accuracy": ratios([s.correct for s in scores], sizes),
+            "accuracy_among_own": ratios([s.among_own for s in scores], sizes),
+            "accuracy_among_met": ratios([s.among_met for s in scores], sizes),
+            "loss": ratios([s.loss for s in scores], [s.known for s in scores]),
+            "examples": [float(n) for n in sizes],
+        }
+        if self.setting.evaluation.validates:
+            scores, sizes = self._scores("val", down, state)
+            metrics["val_accuracy"] = ratios([s.correct for s in scores], sizes)
+            metrics["val_examples"] = [float(n) for n in sizes]
+        return metrics
 
     def fit(self, batches: Iterator[Batch], down: Download, state: ClientState) -> float:
         """Train the model on the batches; returns the mean loss."""
@@ -222,6 +244,15 @@ class Client:
         if 0 <= last < down.tick.experience:
             self.consolidate(self.model, self._shard(client_id, last), down, state)
         state.set_count("position", down.tick.experience)
+
+    def _scores(
+        self, split: Split, down: Download, state: ClientState
+    ) -> tuple[list[Score], list[int]]:
+        """The score and the number of examples of every experience."""
+        experiences = range(self.scenario.num_experiences)
+        shards = [self.scenario.shard(down.client_id, e, split) for e in experiences]
+        scores = [self.score(shard, e, down, state) for e, shard in enumerate(shards)]
+        return scores, [len(shard) for shard in shards]
 
     @torch.no_grad()
     def score(self, shard: Shard, experience: int, down: Download, state: ClientState) -> Score:

@@ -4,7 +4,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
@@ -13,6 +13,7 @@ from flwr.serverapp.strategy import Strategy as FlowerStrategy
 
 from fedsim.arrays import Records, num_bytes, to_params, to_record
 from fedsim.clock import Clock, Tick
+from fedsim.evaluation import Evaluation
 from fedsim.gate import Rejection, fault, is_idle
 from fedsim.grid import LocalGrid
 from fedsim.roster import Roster
@@ -71,6 +72,7 @@ class Loop:
         seed: Seed of the run.
         evaluator: Evaluates what the server would send to a new client, or None to leave it out.
         timeout: Seconds that a cohort may take, or None.
+        evaluation: When clients are tested, and whether on validation data too.
     """
 
     strategy: FlowerStrategy
@@ -80,6 +82,7 @@ class Loop:
     seed: int
     evaluator: Evaluator | None = None
     timeout: float | None = None
+    evaluation: Evaluation = field(default_factory=Evaluation)
 
     def run(
         self, arrays: ArrayRecord, first_round: int = 1
@@ -95,7 +98,9 @@ class Loop:
             log = RoundLog(self.clock.at(round_))
             arrays = self._train(log, arrays)
             if self.clock.evaluates(round_):
-                self._evaluate(log, arrays)
+                if not self.evaluation.in_training:
+                    self._evaluate(log, arrays)
+                self._check_tests(log)
             yield log, arrays
 
     def _train(self, log: RoundLog, arrays: ArrayRecord) -> ArrayRecord:
@@ -134,6 +139,8 @@ class Loop:
                 self._reject(log, client, str(reason))
                 continue
             log.cohort.append(client)
+            if self.evaluation.in_training and "accuracy" in upload.metrics:
+                log.evaluations.append(replace(upload, records={}))
             log.num_examples += int(upload.num_examples)
             value = upload.metrics.get("loss")
             if isinstance(value, int | float):
@@ -166,6 +173,20 @@ class Loop:
             elif upload.num_examples > 0:  # weightless replies would make Flower divide by zero
                 log.evaluations.append(upload)
                 yield reply
+
+    def _check_tests(self, log: RoundLog) -> None:
+        """Raise if clients leave out tests that the run is to be judged by."""
+        if self.evaluation.in_training and log.cohort and not log.evaluations:
+            raise ValueError(
+                "this client sends no tests with its updates, so it cannot be judged with"
+                " evaluation.when=after_training"
+            )
+        tested = [*log.evaluations, *([] if log.server is None else [log.server])]
+        if self.evaluation.validates and not all("val_accuracy" in t.metrics for t in tested):
+            raise ValueError(
+                "this client does not test on validation data, so it cannot be judged with"
+                " evaluation.selection=best_validation"
+            )
 
     def _reject(self, log: RoundLog, client: int, reason: str) -> None:
         log.rejections.append(Rejection(round=log.tick.round, client=client, reason=reason))

@@ -17,7 +17,8 @@ from fedsim.checks import CONF, ConfigError, Node
 from fedsim.config import explain, resolve
 
 if TYPE_CHECKING:
-    from fedsim.results import Results, Row
+    from fedsim.results import Results
+    from fedsim.tables import Row
 
 INTERRUPTED = 130  # what a shell expects after Ctrl-C
 

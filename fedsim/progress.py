@@ -11,7 +11,7 @@ from rich.table import Table
 
 from fedsim.clock import Clock
 from fedsim.loop import RoundLog
-from fedsim.results import Row
+from fedsim.tables import Row
 
 _TITLES = {
     "test_accuracy": "test accuracy",

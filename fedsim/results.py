@@ -3,8 +3,9 @@
 ``rows.jsonl`` has one line per evaluation: ``round``, ``experience`` (the server's, ``-1`` before
 training), ``client`` (null for the server's own test of the global model), ``model`` (``global`` or
 ``personal``), ``eval_experience``, ``accuracy``, ``accuracy_among_own`` and ``accuracy_among_met``
-(see :class:`fedsim.scoring.Score`), ``loss``, ``num_examples``. ``rounds.jsonl`` has
-one line per round, ``rejections.jsonl`` one per refused update.
+(see :class:`fedsim.scoring.Score`), ``loss``, ``num_examples``, and where clients are validated
+``val_accuracy`` and ``val_examples``. ``rounds.jsonl`` has one line per round,
+``rejections.jsonl`` one per refused update.
 """
 
 import hashlib
@@ -17,11 +18,10 @@ from flwr.app import ArrayRecord
 
 from fedsim import metrics
 from fedsim.arrays import to_params
+from fedsim.evaluation import Evaluation
 from fedsim.loop import RoundLog
+from fedsim.tables import MEASURED, Row, write_parquet
 from fedsim.wire import Upload
-
-Row = dict[str, Any]
-COLUMNS = ("accuracy", "accuracy_among_own", "accuracy_among_met", "loss")  # of rows, if measured
 
 
 class RunExistsError(ValueError):
@@ -89,18 +89,19 @@ class Results:
         with (self.run_dir / "rows.jsonl").open(encoding="utf-8") as file:
             return [json.loads(line) for line in file]
 
-    def finish(self, arrays: ArrayRecord, facts: Row) -> Row:
+    def finish(self, arrays: ArrayRecord, facts: Row, evaluation: Evaluation | None = None) -> Row:
         """Write ``rows.parquet`` and ``summary.json``; returns the summary.
 
         Args:
             arrays: The final server arrays, for the digest.
             facts: Further entries of the summary, e.g. ``num_clients``.
+            evaluation: How the run is judged; by default on its last round.
         """
         self.close()
         rows = self.rows()
-        _write_parquet(rows, self.run_dir / "rows.parquet")
+        write_parquet(rows, self.run_dir / "rows.parquet")
         summary = {
-            **summarise(rows, self.personal),
+            **summarise(rows, self.personal, evaluation or Evaluation()),
             **{f"{way}_bytes": sum(sizes.values()) for way, sizes in self.bytes.items()},
             **{
                 f"{way}_bytes/{record}": size
@@ -127,19 +128,12 @@ def rows_of(log: RoundLog, personal: bool) -> list[Row]:
     return rows
 
 
-def accuracy_of(log: RoundLog, personal: bool) -> float:
-    """Example-weighted accuracy over all test data of a round's evaluation; NaN without one.
+def accuracy_of(log: RoundLog, personal: bool, evaluation: Evaluation | None = None) -> float:
+    """Accuracy over all test data of a round's evaluation; NaN without one.
 
     The server's own evaluation counts if there is one and the models are not personal.
     """
-    source = log.evaluations if personal or log.server is None else [log.server]
-    correct = total = 0.0
-    for upload in source:
-        for accuracy, examples in zip(*_lists(upload, "accuracy", "examples"), strict=True):
-            if examples:
-                correct += accuracy * examples
-                total += examples
-    return correct / total if total else math.nan
+    return (evaluation or Evaluation()).accuracy(judged(rows_of(log, personal), personal))
 
 
 def judged(rows: list[Row], personal: bool) -> list[Row]:
@@ -152,22 +146,30 @@ def judged(rows: list[Row], personal: bool) -> list[Row]:
     return own if personal or not server else server
 
 
-def summarise(rows: list[Row], personal: bool) -> Row:
+def summarise(rows: list[Row], personal: bool, evaluation: Evaluation | None = None) -> Row:
     """The accuracy entries of the summary.
 
     Global methods are judged by the server's test of the global model on all test data, personal
-    ones by the clients' tests of their own models, weighted by test examples. Definitions are in
-    :mod:`fedsim.metrics`; a value that does not exist, e.g. forgetting on one experience, is null.
+    ones by the clients' tests of their own models. Definitions are in :mod:`fedsim.metrics` and
+    :class:`fedsim.evaluation.Evaluation`; a value that does not exist, e.g. forgetting on one
+    experience, is null.
     """
+    judge = evaluation or Evaluation()
     own = [row for row in rows if row["client"] is not None]
     counted = judged(rows, personal)
-    matrix = metrics.accuracy_matrix(counted) if counted else None
+    matrix = metrics.accuracy_matrix(counted, weighting=judge.weighting) if counted else None
     last = max((row["round"] for row in counted), default=0)
-    final = _weighted([row for row in counted if row["round"] == last])
+    chosen = judge.chosen_round(counted)
+    at_chosen = [row for row in counted if row["round"] == chosen]
     by_client = [
-        _weighted(part) for part in _group([r for r in own if r["round"] == last], "client")
+        judge.accuracy(part) for part in _group([r for r in own if r["round"] == chosen], "client")
     ]
-    values: dict[str, float] = {"test_accuracy": final, "test_accuracy_last": final}
+    values: dict[str, float] = {
+        "test_accuracy": judge.accuracy(at_chosen),
+        "test_accuracy_last": judge.accuracy(row for row in counted if row["round"] == last),
+    }
+    if judge.validates:
+        values |= {"val_accuracy": judge.accuracy(at_chosen, "val"), "chosen_round": chosen}
     if matrix is not None:
         values |= {
             "average_accuracy": metrics.average_accuracy(matrix),
@@ -222,21 +224,24 @@ def _lists(upload: Upload, *names: str) -> list[list[float]]:
 
 
 def _rows(log: RoundLog, upload: Upload, client: int | None, model: str) -> list[Row]:
-    columns = [name for name in COLUMNS if name in upload.metrics]
-    lists = zip(*_lists(upload, *columns, "examples"), strict=True)
-    return [
-        {
+    columns = [name for name in MEASURED if name in upload.metrics]
+    rows = []
+    for experience, values in enumerate(zip(*_lists(upload, *columns, "examples"), strict=True)):
+        *measured, examples = values
+        row: Row = {
             "round": log.tick.round,
             "experience": log.tick.experience,
             "client": client,
             "model": model,
             "eval_experience": experience,
-            **dict(zip(columns, values, strict=True)),
+            **dict(zip(columns, measured, strict=True)),
             "num_examples": int(examples),
         }
-        for experience, (*values, examples) in enumerate(lists)
-        if examples > 0
-    ]
+        if "val_examples" in row:
+            row["val_examples"] = int(row["val_examples"])
+        if row["num_examples"] or row.get("val_examples"):
+            rows.append(row)
+    return rows
 
 
 def _round_row(log: RoundLog, wall_s: float) -> Row:
@@ -267,30 +272,8 @@ def _server(rows: list[Row]) -> list[Row]:
     return [row for row in rows if row["client"] is None]
 
 
-def _weighted(rows: list[Row]) -> float:
-    """Example-weighted accuracy."""
-    total = sum(row["num_examples"] for row in rows)
-    return sum(row["accuracy"] * row["num_examples"] for row in rows) / total if total else math.nan
-
-
 def _group(rows: list[Row], key: str) -> list[list[Row]]:
     groups: dict[Any, list[Row]] = {}
     for row in rows:
         groups.setdefault(row[key], []).append(row)
     return [groups[name] for name in sorted(groups)]
-
-
-def _write_parquet(rows: list[Row], path: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    columns = [
-        ("round", pa.int64()),
-        ("experience", pa.int64()),
-        ("client", pa.int64()),
-        ("model", pa.string()),
-        ("eval_experience", pa.int64()),
-        *((name, pa.float64()) for name in COLUMNS if any(name in row for row in rows)),
-        ("num_examples", pa.int64()),
-    ]
-    pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(columns)), path)

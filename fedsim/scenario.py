@@ -32,6 +32,7 @@ class Scenario(ABC):
         input_shape: Shape of one example, without the batch dimension.
         task_classes: Bool ``[E, K]``, the classes among which an example of task ``e`` is
             classified, where task labels are told at test time; else None.
+        has_validation: Whether there is data for the split ``val``.
     """
 
     num_clients: int
@@ -39,6 +40,7 @@ class Scenario(ABC):
     num_classes: int
     input_shape: tuple[int, ...]
     task_classes: Tensor | None = None
+    has_validation: bool = False
 
     def __init__(self) -> None:
         self._cache: OrderedDict[tuple[int | None, int, str], Shard] = OrderedDict()

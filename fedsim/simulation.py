@@ -18,12 +18,15 @@ from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from fedsim.arrays import Records, to_record
 from fedsim.client import Client, Setting, initial_model
 from fedsim.clock import Clock, Tick
+from fedsim.evaluation import Evaluation
 from fedsim.loggers import Logger
 from fedsim.loop import Loop, RoundLog
-from fedsim.results import Results, Row, accuracy_of, write_json
+from fedsim.results import Results, accuracy_of, write_json
 from fedsim.roster import Roster
+from fedsim.scenario import Scenario
 from fedsim.state import ClientState
 from fedsim.strategy import Strategy
+from fedsim.tables import Row
 from fedsim.wire import Download, Upload
 
 Watcher = Callable[[RoundLog, float], None]  # gets each round's log and its accuracy
@@ -54,6 +57,8 @@ class Simulation:
     @property
     def personal(self) -> bool:
         """Whether each client's own model is what the method is judged by."""
+        if self.setting.evaluation.in_training:
+            return True
         strategy = self.strategy
         own = isinstance(strategy, Strategy) and strategy.personal
         return own or bool(getattr(self.client, "personal", False))
@@ -95,6 +100,7 @@ class Simulation:
             seed=self.setting.seed,
             evaluator=self.evaluate if self.server_evaluation else None,
             timeout=self.timeout,
+            evaluation=self.setting.evaluation,
         )
         arrays = self.initial_arrays()
         setup_s = time.perf_counter() - started
@@ -115,13 +121,14 @@ class Simulation:
                 "wall_s": round(wall_s, 4),
                 "seconds_per_round": round(wall_s / self.setting.clock.num_rounds, 6),
             },
+            self.setting.evaluation,
         )
         for logger in self.loggers:
             logger.close(summary)
         return summary
 
     def _notify(self, log: RoundLog, wall_s: float, watchers: Sequence[Watcher]) -> None:
-        accuracy = accuracy_of(log, self.personal)
+        accuracy = accuracy_of(log, self.personal, self.setting.evaluation)
         for watcher in watchers:
             watcher(log, accuracy)
         values = {
@@ -144,6 +151,15 @@ def check_clock(clock: Clock, num_experiences: int) -> None:
         raise ValueError(
             f"the clock has {clock.num_experiences} experiences and the scenario"
             f" {num_experiences}; leave clock.num_experiences as it is"
+        )
+
+
+def check_evaluation(evaluation: Evaluation, scenario: Scenario) -> None:
+    """Raise ValueError if runs are judged by validation data that the scenario does not have."""
+    if evaluation.validates and not scenario.has_validation:
+        raise ValueError(
+            "evaluation.selection=best_validation needs validation data, which only graph scenarios"
+            " have; use evaluation.selection=last"
         )
 
 

@@ -72,6 +72,7 @@ class GraphScenario(Scenario):
         self._seed = seed
         self._members = partition.members(dataset, num_clients)
         self._roles = split.roles(dataset, partition.draw(num_clients)).numpy()
+        self.has_validation = bool((self._roles == SPLITS.index("val")).any())
         self._graphs: dict[tuple[int, int], Data] = {}  # tensors shared by the splits' shards
         self._shards: dict[tuple[int | None, int, Split], GraphShard] = {}
         self._check_training_nodes()

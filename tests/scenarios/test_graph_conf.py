@@ -84,3 +84,17 @@ def test_twitch_countries_are_natural_clients():
     report = instantiate(resolve(config(*overrides))["scenario"]).report()
     assert [client.nodes for client in report.clients] == [9498, 7126, 4648, 6549]
     assert report.lost_edges == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (("scenario=single", "partition=iid"), "scenario (Single)"),
+        (("backbone=mlp",), "backbone (MLP)"),
+    ],
+)
+def test_what_takes_no_graph_refuses_one(overrides, named):
+    with pytest.raises(ConfigError) as caught:
+        resolve(config(*overrides))
+    assert named in str(caught.value)
+    assert "=g" in str(caught.value), "it says what takes one"
