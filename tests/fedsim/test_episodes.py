@@ -1,0 +1,234 @@
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from fedsim import episodes as base
+from fedsim.backbones.vision import MLP, Conv4
+from fedsim.data import TensorExamples
+from fedsim.episodes import Episodes, fingerprint, prototypical, started, train
+from fedsim.functional import metric_losses
+from fedsim.functional.prototypes import class_means, class_statistics, prototype_scores
+from fedsim.pool import ImagePool
+from scenarios.datasets import digits
+from scenarios.toy import toy
+
+ADAM = partial(torch.optim.Adam, lr=2e-3)
+
+
+def recipe(**options):
+    values = {
+        "losses": [metric_losses.prototypical],
+        "optimizer": ADAM,
+        "episodes": 3,
+        "ways": 4,
+        "shots": 2,
+        "queries": 2,
+    }
+    return Episodes(**{**values, **options})
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path))
+
+
+def pool(**options):
+    values = {"examples": [toy(shape=[1, 4, 4]).train], "num_classes": None, "per_class": 4}
+    return ImagePool(**{**values, "rotations": False, **options})
+
+
+def test_an_episode_holds_distinct_images_of_distinct_classes():
+    examples = toy(shape=[1, 4, 4]).train
+    images = pool().draw(6, torch.Generator().manual_seed(0))
+    assert images.shape == (6, 4, 1, 4, 4)
+    flat = examples.inputs.flatten(1)
+    where = [[int((flat == image.flatten()).all(1).nonzero()) for image in row] for row in images]
+    labels = examples.targets[torch.tensor(where)]
+    assert (labels == labels[:, :1]).all()
+    assert len(set(labels[:, 0].tolist())) == 6
+    assert all(len(set(row)) == 4 for row in where)
+
+
+def test_rotations_are_classes_of_their_own():
+    upright, turned = pool(), pool(rotations=True)
+    assert (len(upright), len(turned)) == (10, 40)
+    examples = TensorExamples(inputs=torch.arange(8.0).reshape(2, 1, 2, 2), targets=torch.zeros(2))
+    examples = TensorExamples(inputs=examples.inputs, targets=torch.zeros(2, dtype=torch.int64))
+    four = ImagePool(examples=[examples], num_classes=None, per_class=1, rotations=True)
+    images = four.draw(4, torch.Generator().manual_seed(0))[:, 0, 0]
+    angles = {
+        turn
+        for image in images
+        for turn in range(4)
+        for original in examples.inputs[:, 0]
+        if torch.equal(image, original.rot90(turn, (-2, -1)))
+    }
+    assert angles == {0, 1, 2, 3}
+
+
+def test_only_base_classes_with_enough_images_take_part():
+    assert len(pool(num_classes=3)) == 3
+    few = TensorExamples(inputs=torch.zeros(5, 2), targets=torch.tensor([0, 0, 0, 1, 1]))
+    assert len(pool(examples=[few], per_class=3)) == 1
+    with pytest.raises(ValueError, match="no class has the 4 images"):
+        pool(examples=[few])
+    with pytest.raises(ValueError, match="square"):
+        pool(examples=[few], per_class=2, rotations=True)
+
+
+def test_training_is_repeatable_and_lowers_the_loss():
+    data = toy(shape=[6], noise=1.5, train_examples=200)
+    backbone = partial(MLP, input_shape=(6,), hidden=[16])
+    losses = []
+    for episodes in (5, 300):
+        torch.manual_seed(0)
+        examples = ImagePool(examples=[data.train], num_classes=None, per_class=4, rotations=False)
+        nets = [backbone(), backbone()]
+        nets[1].load_state_dict(nets[0].state_dict())
+        results = [train(net, examples, recipe(episodes=episodes)) for net in nets]
+        assert results[0] == results[1]
+        losses.append(results[0])
+    assert losses[1] < 0.7 * losses[0]
+
+
+def test_several_losses_are_averaged():
+    rng = torch.Generator().manual_seed(0)
+    net = torch.nn.Flatten()
+    examples = pool()
+    both = recipe(losses=[metric_losses.prototypical, metric_losses.proto_triplet])
+    images = examples.draw(4, rng)
+    parts = images.flatten(2)
+    expected = sum(loss(parts[:, :2], parts[:, 2:]) for loss in both.losses) / 2
+    assert_close(base._episode(net, examples, both, torch.Generator().manual_seed(0)), expected)
+
+
+def test_an_encoder_is_trained_once_and_then_read(monkeypatch, tmp_path):
+    data = toy(shape=[1, 4, 4])
+    build = partial(
+        prototypical, input_shape=(1, 4, 4), dataset=data, backbone=partial(MLP, hidden=[5])
+    )
+    first = build(training=recipe())
+    assert len(list((tmp_path / "encoders").glob("*.npz"))) == 1
+    monkeypatch.setattr(base, "train", lambda *_, **__: pytest.fail("trained again"))
+    again = build(training=recipe(threads=2))
+    assert first.digest() == again.digest()
+    with np.load(next((tmp_path / "encoders").glob("*.npz")), allow_pickle=False) as saved:
+        assert saved.files == list(first.net.state_dict())
+
+
+@pytest.mark.parametrize(
+    "change", [{"ways": 3}, {"seed": 1}, {"losses": [metric_losses.prototypical_loo]}]
+)
+def test_another_configuration_is_another_encoder(change, tmp_path):
+    for training in (recipe(), recipe(**change)):
+        prototypical(
+            input_shape=(6,),
+            dataset=toy(shape=[6]),
+            backbone=partial(MLP, hidden=[5]),
+            training=training,
+        )
+    assert len(list((tmp_path / "encoders").glob("*.npz"))) == 2
+
+
+def test_fingerprints_tell_partials_and_losses_apart():
+    assert fingerprint(partial(MLP, hidden=[5])) != fingerprint(partial(MLP, hidden=[6]))
+    assert fingerprint(recipe()) == fingerprint(recipe())
+    assert fingerprint(ADAM)["of"] == "torch.optim.adam.Adam"
+
+
+def test_embeddings_do_not_depend_on_the_rest_of_the_batch():
+    data = digits()
+    encoder = prototypical(
+        input_shape=(1, 8, 8),
+        dataset=data,
+        backbone=partial(Conv4, width=8),
+        training=recipe(episodes=5),
+    )
+    images = data.test.take(np.arange(6))
+    assert encoder.train().net.training is False
+    alone = torch.cat([encoder(images[i : i + 1]) for i in range(6)])
+    assert_close(encoder(images), alone, atol=1e-6, rtol=1e-5)
+
+
+def test_a_backbone_can_start_from_the_encoder():
+    build = partial(
+        prototypical, dataset=toy(shape=[6]), backbone=partial(MLP, hidden=[5]), training=recipe()
+    )
+    net = started(input_shape=(6,), encoder=build)
+    assert all(p.requires_grad for p in net.parameters())
+    for name, tensor in build(input_shape=(6,)).net.state_dict().items():
+        assert torch.equal(net.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize(
+    "second", [metric_losses.proto_triplet, metric_losses.icnn], ids=lambda f: f.__name__
+)
+def test_metric_losses_keep_few_shot_accuracy_and_compact_unseen_classes(second):
+    """Digits: train on 6 classes, 5-shot episodes of the other 4, three seeds."""
+    data = digits()
+    unseen = {"plain": [], "both": []}
+    for seed in range(3):
+        for name, losses in (
+            ("plain", [metric_losses.prototypical]),
+            ("both", [metric_losses.prototypical, second]),
+        ):
+            training = recipe(losses=losses, episodes=150, ways=6, shots=5, queries=5, seed=seed)
+            encoder = prototypical(
+                input_shape=(1, 8, 8),
+                dataset=data,
+                backbone=partial(Conv4, width=32),
+                training=training,
+                num_classes=6,
+            )
+            unseen[name].append(few_shot(encoder, data, seed))
+    accuracy = {name: np.mean([a for a, _ in values]) for name, values in unseen.items()}
+    spread = {name: np.mean([s for _, s in values]) for name, values in unseen.items()}
+    assert accuracy["both"] >= accuracy["plain"] - 0.01
+    assert spread["both"] < spread["plain"]
+
+
+def few_shot(encoder, data, seed, draws=30):
+    """5-shot accuracy on digits 6..9, and distance within classes over distance between them."""
+    train, test = encoder(data.train.inputs), encoder(data.test.inputs)
+    unseen = data.test.targets >= 6
+    test, truth = test[unseen], data.test.targets[unseen]
+    members = [(data.train.targets == c).nonzero().flatten() for c in range(6, 10)]
+    rng = torch.Generator().manual_seed(seed)
+    values = []
+    for _ in range(draws):
+        support = torch.cat([m[torch.randperm(len(m), generator=rng)[:5]] for m in members])
+        statistics = class_statistics(train[support], data.train.targets[support])
+        means = class_means(statistics)
+        predicted = statistics.classes[prototype_scores(test, means).argmax(1)]
+        within = (test - means[truth - 6]).norm(dim=1).mean()
+        right = (predicted == truth).float().mean()
+        values.append((right.item(), (within / torch.pdist(means).mean()).item()))
+    return np.mean(values, 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"losses": []}, "losses must name"),
+        ({"ways": 0}, "ways must be at least 1"),
+        ({"episodes": -1}, "episodes must be 0 or more"),
+        ({"precision": "half"}, "precision must be"),
+    ],
+)
+def test_senseless_training_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        recipe(**options)
+
+
+def test_what_does_not_fit_is_refused():
+    data = toy(shape=[6])
+    build = partial(prototypical, dataset=data, backbone=partial(MLP, hidden=[5]))
+    with pytest.raises(ValueError, match="learns from shape"):
+        build(input_shape=(7,), training=recipe())
+    with pytest.raises(ValueError, match="20 ways"):
+        build(input_shape=(6,), training=recipe(ways=20))
+    with pytest.raises(ValueError, match="parts must be"):
+        build(input_shape=(6,), training=recipe(), parts="test")
