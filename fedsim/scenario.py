@@ -33,6 +33,7 @@ class Scenario(ABC):
         task_classes: Bool ``[E, K]``, the classes among which an example of task ``e`` is
             classified, where task labels are told at test time; else None.
         has_validation: Whether there is data for the split ``val``.
+        base_classes: Classes ``0..base_classes-1`` are known before the stream begins; 0 for none.
     """
 
     num_clients: int
@@ -41,6 +42,7 @@ class Scenario(ABC):
     input_shape: tuple[int, ...]
     task_classes: Tensor | None = None
     has_validation: bool = False
+    base_classes: int = 0
 
     def __init__(self) -> None:
         self._cache: OrderedDict[tuple[int | None, int, str], Shard] = OrderedDict()

@@ -1,0 +1,278 @@
+"""Class prototypes as additive statistics: a mission teaches a client one sum a class."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from clients.field_test import FieldTest
+from fedsim.arrays import Params, Records
+from fedsim.client import Client, Setting
+from fedsim.data import Batch, Shard
+from fedsim.functional.prototypes import (
+    METRICS,
+    Metric,
+    Statistics,
+    class_means,
+    class_statistics,
+    clip_rows,
+    merge,
+    open_scores,
+    prototype_scores,
+    second_moment,
+    shared_precision,
+)
+from fedsim.model import Model
+from fedsim.seeding import generator
+from fedsim.state import ClientState
+from fedsim.training import LocalTraining
+from fedsim.wire import Download, Metrics, Upload
+
+ENCODE_BATCH = 256
+TABLE, MOMENTS = "prototypes", "moments"  # records of what the server knows
+
+
+class Prototypes(Client):
+    """Sums the embeddings of every class of its mission; predicts by the nearest class mean.
+
+    There is no gradient: the encoder is the model's backbone, in evaluation mode, and is never
+    changed nor sent. A mission is reported once, under its number, as one row per class: class id,
+    sum of the embeddings and count. The copy of the server's table that the client keeps is
+    brought up to date by the rows that come in, so the server sends only what changed.
+
+    Args:
+        setting: What all clients share.
+        training: Of the other methods; nothing is trained here.
+        metric: ``euclidean``, ``cosine`` or ``mahalanobis`` (covariance shared by all classes, from
+            additive second moments, which are sent once per mission).
+        shrinkage: Of the covariance, in ``(0, 1]``; see :func:`shared_precision`. Only for
+            ``mahalanobis``.
+        clip_norm: Largest norm of an embedding before it is summed, or None.
+        noise: Standard deviation of Gaussian noise on every entry of a sum, in units of
+            ``clip_norm``; ``0`` for none.
+        min_count: Classes with fewer examples in the mission are not sent.
+        probe: Measure the client's copy, updated by its own mission but not yet merged, on test
+            data of the base, of the classes known before and of the mission.
+
+    Raises:
+        ValueError: If a value is out of range or two of them do not fit.
+
+    Source:
+        Hendryx et al., Federated Reconnaissance, 2021, arXiv:2109.00150. Deviation: clients send
+        the statistics of the mission alone; the authors' code sends cumulative means, which count
+        old examples twice. Noise and clipping are not in the paper.
+    """
+
+    def __init__(
+        self,
+        setting: Setting,
+        *,
+        training: LocalTraining,
+        metric: Metric = "euclidean",
+        shrinkage: float | None = None,
+        clip_norm: float | None = None,
+        noise: float = 0.0,
+        min_count: int = 1,
+        probe: bool = False,
+    ) -> None:
+        super().__init__(setting, training=training)
+        if metric not in METRICS:
+            raise ValueError(f"client.metric must be one of {', '.join(METRICS)}, got {metric!r}")
+        if (metric == "mahalanobis") != (shrinkage is not None):
+            raise ValueError(
+                "client.shrinkage belongs to metric mahalanobis; got metric"
+                f" {metric}, shrinkage {shrinkage}"
+            )
+        if clip_norm is not None and clip_norm <= 0:
+            raise ValueError(f"client.clip_norm must be positive or null, got {clip_norm}")
+        if noise < 0 or (noise > 0 and clip_norm is None):
+            raise ValueError(f"client.noise must be 0, or positive with a clip_norm; got {noise}")
+        if min_count < 1:
+            raise ValueError(f"client.min_count must be at least 1, got {min_count}")
+        self._metric: Metric = metric
+        self._shrinkage = shrinkage
+        self._clip_norm, self._noise, self._min_count = clip_norm, noise, min_count
+        self._probe = probe
+        self._table: Params = {}  # what the client at hand predicts with
+        self._precision: Tensor | None = None
+        self._field_test = FieldTest(self.scenario, self._embed)
+
+    # ---- the course ------------------------------------------------------------------------
+
+    def load(self, model: Model, down: Download, state: ClientState) -> None:
+        """Bring the client's copy of the table up to date."""
+        model.eval()
+        table = overlaid(state.get(TABLE, {}), down.records[TABLE])
+        if down.client_id is not None and down.records[TABLE]["classes"].numel():
+            state[TABLE] = table
+        self._adopt(table, down.records.get(MOMENTS))
+
+    def fit(self, batches: Iterator[Batch], down: Download, state: ClientState) -> float:
+        """Nothing to fit: a loss that does not exist."""
+        del batches, down, state
+        return float("nan")
+
+    def train(self, down: Download, state: ClientState) -> Upload:
+        """Report the mission, unless it was reported and merged before."""
+        client_id = self._trainee(down)
+        position = down.tick.experience
+        merged = int(down.records["merged"]["position"]) if "merged" in down.records else -1
+        if 0 <= position <= merged:
+            self.load(self.model, down, state)
+            return Upload(client_id=client_id, num_examples=0, records={})
+        start = time.perf_counter()
+        upload = super().train(down, state)
+        if not upload.records:
+            return upload
+        classes = len(upload.records["statistics"]["classes"])
+        seconds = (time.perf_counter() - start) / max(classes, 1)
+        metrics: Metrics = {"update_s_per_class": seconds}
+        if self._probe:
+            metrics |= self._copy_accuracies(upload.records["statistics"])
+        return Upload(
+            client_id=client_id,
+            num_examples=upload.num_examples,
+            records=upload.records,
+            metrics=metrics,
+        )
+
+    def upload(self, model: Model, shard: Shard, down: Download, state: ClientState) -> Records:
+        """Record ``statistics``: ``classes`` ``[k]``, ``sums`` ``[k, d]``, ``counts`` ``[k]``."""
+        del state
+        model.eval()
+        embeddings = self._embed(shard)
+        if self._clip_norm is not None:
+            embeddings = clip_rows(embeddings, self._clip_norm)
+        statistics = self._guarded(class_statistics(embeddings, shard.targets), down)
+        records = {
+            "statistics": {
+                "classes": statistics.classes,
+                "sums": statistics.sums,
+                "counts": statistics.counts.to(torch.int32),
+                "mission": torch.tensor(down.tick.experience),
+            }
+        }
+        if self._metric == "mahalanobis":
+            kept = torch.isin(shard.targets, statistics.classes)
+            records[MOMENTS] = {"outer": second_moment(embeddings[kept])}
+        return records
+
+    def predict(self, model: Model, batch: Batch, down: Download, state: ClientState) -> Tensor:
+        """Nearness of every known class, ``[n, K]``; minus infinity for the others."""
+        del down, state
+        return self._nearness(model.features(batch.inputs), self._table)
+
+    def evaluate(self, down: Download, state: ClientState) -> Upload:
+        """See :meth:`Client.evaluate`; the server also measures base and field as a whole."""
+        upload = super().evaluate(down, state)
+        if down.client_id is None:
+            known, base = self._table["classes"], self.scenario.base_classes
+            scorer, test = self._scorer(self._table), self._field_test
+            field = known[known >= base]
+            upload.metrics.update(
+                {
+                    "after/base": test.accuracy(scorer, known[known < base]),
+                    "after/field": test.accuracy(scorer, field),
+                    "after/field_among_field": test.accuracy(scorer, field, among=field),
+                    "known_classes": len(known),
+                }
+            )
+        return upload
+
+    # ---- parts -----------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _embed(self, shard: Shard) -> Tensor:
+        parts = [
+            self.model.features(self.on_device(batch).inputs).cpu()
+            for batch in shard.batches(ENCODE_BATCH)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _guarded(self, statistics: Statistics, down: Download) -> Statistics:
+        """Without classes that are too small, and with noise."""
+        enough = statistics.counts >= self._min_count
+        if not bool(enough.all()):
+            statistics = Statistics(*(part[enough] for part in statistics))
+        if self._noise == 0.0 or self._clip_norm is None:
+            return statistics
+        path = (self.setting.seed, "privacy", down.tick.experience, self._trainee(down))
+        noise = torch.randn(statistics.sums.shape, generator=generator(*path))
+        return statistics._replace(sums=statistics.sums + self._noise * self._clip_norm * noise)
+
+    def _adopt(self, table: Params, moments: Params | None) -> None:
+        self._table = table
+        self._precision = None
+        if self._metric == "mahalanobis" and len(table["classes"]) and moments is not None:
+            counts = table["counts"].double()
+            sums = table["means"].double() * counts.unsqueeze(1)
+            statistics = Statistics(table["classes"], sums, counts)
+            precision = shared_precision(
+                moments["outer"].double(), statistics, self._shrinkage or 1.0
+            )
+            self._precision = precision.float()
+
+    def _nearness(self, embeddings: Tensor, table: Params) -> Tensor:
+        classes = self.scenario.num_classes
+        if len(table["classes"]) == 0:
+            return embeddings.new_full((len(embeddings), classes), -torch.inf)
+        means = table["means"].to(embeddings.device)
+        metric = self._metric
+        if metric == "mahalanobis" and self._precision is None:
+            metric = "euclidean"  # before anybody has sent a second moment
+        scores = prototype_scores(embeddings, means, metric, self._precision)
+        return open_scores(scores, table["classes"], classes)
+
+    def _copy_accuracies(self, own: Params) -> Metrics:
+        """What the client's copy can do that knows its mission, but no other client's."""
+        known, mission = self._table["classes"], own["classes"]
+        copy = joined(self._table, own)
+        base = self.scenario.base_classes
+        groups = {
+            "base": known[known < base],
+            "field": known[(known >= base) & ~torch.isin(known, mission)],
+            "mission": mission,
+        }
+        test = self._field_test
+        values = {
+            f"before/{name}": test.accuracy(self._scorer(copy), classes)
+            for name, classes in groups.items()
+        }
+        present = [v for v in values.values() if not math.isnan(v)]
+        values["before/mean"] = sum(present) / len(present) if present else math.nan
+        values["before/mission_among_mission"] = test.accuracy(
+            self._scorer(copy), mission, among=mission
+        )
+        return {**values}
+
+    def _scorer(self, table: Params) -> Callable[[Tensor], Tensor]:
+        return lambda embeddings: self._nearness(embeddings, table)
+
+
+def overlaid(table: Params, rows: Params) -> Params:
+    """The table with new and changed rows in it; classes ascend."""
+    if not table or len(table["classes"]) == 0:
+        return rows
+    if len(rows["classes"]) == 0:
+        return table
+    kept = ~torch.isin(table["classes"], rows["classes"])
+    columns = {name: torch.cat([table[name][kept], rows[name]]) for name in rows}
+    order = columns["classes"].argsort()
+    return {name: column[order] for name, column in columns.items()}
+
+
+def joined(table: Params, own: Params) -> Params:
+    """The table after the client's own statistics, by the running mean of every class."""
+    if len(table["classes"]) == 0:
+        old = Statistics(own["classes"], torch.zeros_like(own["sums"]), own["counts"] * 0)
+    else:
+        counts = table["counts"]
+        old = Statistics(table["classes"], table["means"] * counts.unsqueeze(1), counts)
+    merged = merge([old, Statistics(own["classes"], own["sums"], own["counts"])])
+    return {
+        "classes": merged.classes,
+        "means": class_means(merged).float(),
+        "counts": merged.counts,
+    }
