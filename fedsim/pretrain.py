@@ -1,0 +1,215 @@
+"""Train an encoder on fractal images, once per configuration: the command ``fedsim-pretrain``.
+
+    fedsim-pretrain                                   the encoder of encoder=fractal
+    fedsim-pretrain encoder.epochs=20 encoder.data.num_classes=200
+    fedsim-pretrain --help
+
+The weights lie in ``$FEDSIM_CACHE/encoders``, else ``~/.cache/fedsim/encoders``, under a hash of
+every value; ``encoder=fractal`` takes them from there and trains them where they are missing.
+"""
+
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fedsim.backbones.adapter import Adapter
+from fedsim.backbones.encoders import described
+from fedsim.data import Batch
+from fedsim.features import FrozenEncoder, cache_folder, progress_bar
+from fedsim.fractals import Fractals
+from fedsim.functional.instances import balanced_bce, mean_average_precision
+from fedsim.model import Model
+from fedsim.seeding import derive, generator
+from fedsim.training import LocalTraining, cosine, fit, seeded
+
+LAST_RATE = 1e-3  # the learning rate ends at this share of its start
+HELD_OUT = 2000  # test images at most
+
+
+def fractal_encoder(
+    *,
+    input_shape: tuple[int, ...],
+    backbone: Callable[..., nn.Module],
+    data: Callable[..., Fractals],
+    training: LocalTraining,
+    seed: int,
+) -> FrozenEncoder:
+    """The backbone trained on fractal images, as an encoder for images of any size.
+
+    Args:
+        input_shape: ``(C, H, W)`` of the images to encode; they are resized to the fractals' size,
+            and grey ones are repeated to the fractals' channels.
+        backbone: Builds the network.
+        data: Builds the fractals, given ``split`` and ``seed``.
+        training: Optimiser, epochs, batch size.
+        seed: Of weights and images.
+
+    Raises:
+        ValueError: If colour images meet an encoder of grey fractals.
+    """
+    train = data(split="train", seed=seed)
+    path = weights_path(backbone, data, training, seed)
+    model = _untrained(backbone, train, seed)
+    if not path.exists():
+        measures = pretrain(model, train, training, seed)
+        shown = ", ".join(f"{name} {value:.3f}" for name, value in measures.items())
+        print(f"trained {path.name}: {shown}", file=sys.stderr)
+        _save(model.backbone, path)
+    model.backbone.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    adapter = Adapter(
+        net=model.backbone,
+        label="the fractal encoder",
+        input_shape=input_shape,
+        net_channels=train.channels,
+        resize=train.rendering.image_size,
+        frozen=True,
+    )
+    return FrozenEncoder(adapter, label=f"fractal resize={train.rendering.image_size}")
+
+
+def weights_path(
+    backbone: Callable[..., nn.Module],
+    data: Callable[..., Fractals],
+    training: LocalTraining,
+    seed: int,
+) -> Path:
+    """Where the weights of this configuration lie, by a hash of all its values."""
+    values = [
+        described(backbone),
+        described(data),
+        described(training.optimizer),
+        f"{training.epochs} {training.batch_size} {training.clip_norm} {seed}",
+    ]
+    name = hashlib.sha256("|".join(values).encode()).hexdigest()[:24]
+    return cache_folder() / "encoders" / f"fractal-{name}.pt"
+
+
+def pretrain(model: Model, data: Fractals, training: LocalTraining, seed: int) -> dict[str, float]:
+    """Train a model on fractal images, in place.
+
+    The learning rate falls by half a cosine to a thousandth; every pass has new colours, places and
+    backgrounds.
+
+    Args:
+        model: As many outputs as the data has classes.
+        data: The images.
+        training: Optimiser, epochs, batch size and clipping; its schedule is not used.
+        seed: Draws the order of the images.
+
+    Returns:
+        ``loss`` over all passes, and ``images_per_s`` with rendering.
+    """
+    parameters = list(model.parameters())
+    optimizer = training.optimizer(parameters)
+    start = [group["lr"] for group in optimizer.param_groups]
+    size = training.batch_size or len(data)
+    total = training.epochs * len(data)
+    loss = nn.functional.cross_entropy if data.mode == "multiclass" else balanced_bce
+    begun = time.perf_counter()
+    model.train()
+    with progress_bar("training on fractals", total) as advance:
+
+        def batches() -> Iterator[Batch]:
+            done = 0
+            for epoch in range(training.epochs):
+                order = torch.randperm(len(data), generator=generator(seed, "fractal order", epoch))
+                for i in range(0, len(order), size):
+                    part = order[i : i + size]
+                    for group, rate in zip(optimizer.param_groups, start, strict=True):
+                        group["lr"] = rate * cosine(done / total, LAST_RATE)
+                    yield Batch(*data.batch(part, epoch))
+                    done += len(part)
+                    advance(len(part))
+
+        mean = fit(
+            lambda batch: loss(model(batch.inputs), batch.targets),
+            batches(),
+            optimizer,
+            parameters,
+            training.clip_norm,
+        )
+    return {"loss": mean, "images_per_s": total / (time.perf_counter() - begun)}
+
+
+@torch.no_grad()
+def held_out(model: Model, data: Fractals) -> dict[str, float]:
+    """How well a model does on other renderings of the systems it was trained on.
+
+    Args:
+        model: Trained.
+        data: The same systems, ``split="test"``.
+
+    Returns:
+        ``accuracy``, or ``mean_average_precision`` and that of a random order, ``chance``.
+    """
+    model.eval()
+    picks = torch.linspace(0, len(data) - 1, min(len(data), HELD_OUT)).long()
+    scores: list[Tensor] = []
+    targets: list[Tensor] = []
+    for i in range(0, len(picks), 256):
+        images, wanted = data.batch(picks[i : i + 256])
+        scores.append(model(images))
+        targets.append(wanted)
+    score, target = torch.cat(scores), torch.cat(targets)
+    if data.mode == "multiclass":
+        return {"accuracy": float((score.argmax(dim=1) == target).float().mean())}
+    return {
+        "mean_average_precision": mean_average_precision(score, target),
+        "chance": float(target.mean()),
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train the encoder that the given overrides name and say where it is."""
+    from fedsim.build import make
+    from fedsim.checks import ConfigError
+    from fedsim.config import compose, resolve
+
+    overrides = sys.argv[1:] if arguments is None else arguments
+    if {"-h", "--help"} & set(overrides):
+        print(__doc__)
+        print((Path(__file__).parents[1] / "conf" / "encoder" / "fractal.yaml").read_text())
+        return
+    torch.set_num_threads(max(1, os.cpu_count() or 1))
+    try:
+        node = resolve(compose(["encoder=fractal", *overrides]))
+        parts = make(node, "encoder").keywords
+    except ConfigError as error:
+        sys.exit(f"fedsim-pretrain: {error}")
+    path = weights_path(parts["backbone"], parts["data"], parts["training"], parts["seed"])
+    if path.exists():
+        print(f"already trained: {path}")
+        return
+    train = parts["data"](split="train", seed=parts["seed"])
+    model = _untrained(parts["backbone"], train, parts["seed"])
+    measures = pretrain(model, train, parts["training"], parts["seed"])
+    measures |= held_out(model, parts["data"](split="test", seed=parts["seed"]))
+    _save(model.backbone, path)
+    for name, value in measures.items():
+        print(f"{name.replace('_', ' ')}: {value:.4g}")
+    print(f"weights: {path}")
+
+
+def _untrained(backbone: Callable[..., nn.Module], data: Fractals, seed: int) -> Model:
+    """The backbone with one output per fractal class."""
+    side = data.rendering.image_size
+    with seeded(derive(seed, "fractal weights")):
+        return Model(backbone(input_shape=(data.channels, side, side)), data.num_classes)
+
+
+def _save(net: nn.Module, path: Path) -> None:
+    """Write the weights whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(f".{os.getpid()}.partial")
+    torch.save(net.state_dict(), beside)
+    beside.replace(path)
+
+
+if __name__ == "__main__":
+    main()

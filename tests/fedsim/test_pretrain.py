@@ -1,0 +1,97 @@
+from functools import partial
+
+import pytest
+import torch
+
+from fedsim.backbones.vision import Conv4
+from fedsim.fractals import Fractals, Rendering
+from fedsim.model import Model
+from fedsim.pretrain import fractal_encoder, held_out, main, pretrain, weights_path
+from fedsim.training import LocalTraining
+
+BACKBONE = partial(Conv4, width=8)
+DATA = partial(
+    Fractals,
+    num_classes=3,
+    per_class=8,
+    mode="multiclass",
+    rendering=Rendering(image_size=16, points=500),
+)
+TRAINING = LocalTraining(optimizer=partial(torch.optim.Adam, lr=1e-3), epochs=1, batch_size=8)
+
+
+def encoder(**more):
+    settings = {"backbone": BACKBONE, "data": DATA, "training": TRAINING, "seed": 0, **more}
+    return fractal_encoder(input_shape=(1, 8, 8), **settings)
+
+
+def test_it_is_trained_once_and_then_read(monkeypatch, tmp_path):
+    monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path))
+    first = encoder()
+    (file,) = (tmp_path / "encoders").iterdir()
+    written = file.stat().st_mtime_ns
+    again = encoder()
+    assert file.stat().st_mtime_ns == written
+    assert first.digest() == again.digest()
+    assert first(torch.rand(2, 1, 8, 8)).shape == (2, 8)
+    assert not any(p.requires_grad for p in first.parameters())
+
+
+def test_every_value_is_part_of_the_name():
+    paths = {
+        weights_path(backbone, data, training, seed)
+        for backbone in (BACKBONE, partial(Conv4, width=9))
+        for data in (DATA, partial(DATA, mode="multi_instance"))
+        for training in (
+            TRAINING,
+            LocalTraining(optimizer=TRAINING.optimizer, epochs=2, batch_size=8),
+        )
+        for seed in (0, 1)
+    }
+    assert len(paths) == 16
+
+
+def test_training_is_reproducible_and_moves_the_weights(monkeypatch, tmp_path):
+    digests = []
+    for run, seed in (("a", 0), ("b", 0), ("c", 1)):
+        monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / run))
+        digests.append(encoder(seed=seed).digest())
+    assert digests[0] == digests[1] != digests[2]
+
+
+@pytest.mark.parametrize(("mode", "classes"), [("multiclass", 3), ("multi_instance", 8)])
+def test_a_few_passes_learn_systems_that_are_rendered_anew(mode, classes):
+    rendering = Rendering(image_size=32, points=2000, coloured=False)
+    data = partial(Fractals, seed=0, num_classes=classes, mode=mode, rendering=rendering)
+    train, test = data(per_class=240 // classes), data(per_class=200 // classes, split="test")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Model(Conv4(input_shape=(1, 32, 32), width=16), classes)
+    before = held_out(model, test)
+    training = LocalTraining(optimizer=partial(torch.optim.Adam, lr=3e-3), epochs=8, batch_size=16)
+    assert pretrain(model, train, training, seed=0)["images_per_s"] > 0
+    after = held_out(model, test)
+    if mode == "multiclass":
+        assert after["accuracy"] >= 0.6 > before["accuracy"]
+    else:
+        assert after["mean_average_precision"] > before["mean_average_precision"] + 0.02
+
+
+def test_the_command_trains_reports_and_keeps(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path))
+    small = [
+        "encoder.data.num_classes=3",
+        "encoder.data.per_class=8",
+        "encoder.data.rendering.image_size=16",
+        "encoder.data.rendering.points=500",
+        "encoder.backbone.width=8",
+        "encoder.training.epochs=1",
+    ]
+    main(small)
+    first = capsys.readouterr().out
+    assert "images per s" in first
+    assert "mean average precision" in first
+    main(small)
+    assert capsys.readouterr().out.startswith("already trained")
+    with pytest.raises(SystemExit, match="zzz"):
+        main(["encoder.zzz=1"])
