@@ -99,6 +99,42 @@ class Clock:
         return Tick(round_, experience, round_ - begin, round_ == begin, round_ == end)
 
 
+class MilestoneClock(Clock):
+    """Evaluates after some experiences only: streams of hundreds would evaluate all the time.
+
+    Args:
+        milestones: Evaluate at the end of the experience that is the n-th of the stream, for these
+            numbers from 1 on; those beyond the stream are left out. The last one always counts.
+        num_experiences: See :class:`Clock`.
+        rounds_per_experience: See :class:`Clock`.
+        evaluate_every: See :class:`Clock`.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_experiences: int,
+        rounds_per_experience: int | Sequence[int],
+        evaluate_every: int = 0,
+        milestones: Sequence[int],
+    ) -> None:
+        super().__init__(
+            num_experiences=num_experiences,
+            rounds_per_experience=rounds_per_experience,
+            evaluate_every=evaluate_every,
+        )
+        if min(milestones, default=1) < 1:
+            raise ValueError(f"milestones count experiences from 1, got {list(milestones)}")
+        self._milestones = {*milestones, num_experiences}
+
+    def evaluates(self, round_: int) -> bool:
+        """See :meth:`Clock.evaluates`."""
+        tick = self.at(round_)
+        if tick.is_last and tick.experience + 1 in self._milestones:
+            return True
+        return self.evaluate_every > 0 and round_ % self.evaluate_every == 0
+
+
 class StaggeredClock(Clock):
     """Each client reaches a boundary some rounds after the server: asynchronous task arrival.
 

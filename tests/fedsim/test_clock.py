@@ -1,6 +1,6 @@
 import pytest
 
-from fedsim.clock import Clock, LateClock, StaggeredClock, Tick
+from fedsim.clock import Clock, LateClock, MilestoneClock, StaggeredClock, Tick
 
 
 def row(clock, client=None):
@@ -169,3 +169,14 @@ def test_arguments_are_checked(make, message):
 def test_rounds_outside_the_run_are_an_error(round_):
     with pytest.raises(ValueError, match=r"round must lie in \[1, 5\]"):
         Clock(num_experiences=1, rounds_per_experience=5).at(round_)
+
+
+def test_milestones_choose_when_to_evaluate():
+    clock = MilestoneClock(num_experiences=5, rounds_per_experience=2, milestones=[1, 3, 9])
+    assert [r for r in range(1, 11) if clock.evaluates(r)] == [2, 6, 10]
+    often = MilestoneClock(
+        num_experiences=2, rounds_per_experience=2, milestones=[], evaluate_every=3
+    )
+    assert [r for r in range(1, 5) if often.evaluates(r)] == [3, 4]
+    with pytest.raises(ValueError, match="from 1"):
+        MilestoneClock(num_experiences=2, rounds_per_experience=1, milestones=[0])
