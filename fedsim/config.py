@@ -2,6 +2,8 @@
 
 import difflib
 import re
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
@@ -10,8 +12,47 @@ from omegaconf import DictConfig, OmegaConf
 from fedsim.checks import CONF, RESERVED, ConfigError, Node, check
 
 
-def compose(overrides: list[str]) -> DictConfig:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Composed:
+    """A configuration composed outside the command line, and where its run goes.
+
+    Attributes:
+        config: The configuration.
+        run_dir: The run directory that the command line would take.
+        choices: The choice of every group.
+        overrides: The words it was composed of.
+    """
+
+    config: DictConfig
+    run_dir: Path
+    choices: dict[str, str]
+    overrides: list[str]
+
+    def save(self, run_dir: Path) -> None:
+        """Leave beside the run what Hydra leaves of a run of the command line."""
+        folder = run_dir / ".hydra"
+        folder.mkdir(parents=True, exist_ok=True)
+        content = {"runtime": {"choices": self.choices}, "overrides": {"task": self.overrides}}
+        OmegaConf.save(OmegaConf.create({"hydra": content}), folder / "hydra.yaml")
+
+
+def compose_run(overrides: list[str]) -> Composed:
+    """The configuration with the given overrides, and what the command line would make of it."""
+    whole = compose(overrides, with_hydra=True)
+    run_dir, chosen = Path(whole.hydra.run.dir), whole.hydra.runtime.choices
+    words = list(whole.hydra.overrides.task)
+    OmegaConf.set_struct(whole, value=False)
+    whole.pop("hydra")
+    choices = {str(group): str(choice) for group, choice in chosen.items()}
+    return Composed(config=whole, run_dir=run_dir, choices=choices, overrides=words)
+
+
+def compose(overrides: list[str], *, with_hydra: bool = False) -> DictConfig:
     """The configuration of ``conf/`` with the given overrides, outside the command line.
+
+    Args:
+        overrides: As on the command line.
+        with_hydra: Whether to keep Hydra's own part, ``hydra``.
 
     Raises:
         ConfigError: If an override names a group choice or a key that does not exist.
@@ -24,7 +65,7 @@ def compose(overrides: list[str]) -> DictConfig:
         GlobalHydra.instance().clear()
     with initialize_config_dir(version_base=None, config_dir=str(CONF)):
         try:
-            return hydra_compose("config", overrides=overrides)
+            return hydra_compose("config", overrides=overrides, return_hydra_config=with_hydra)
         except HydraException as error:
             raise ConfigError(explain(error, overrides)) from error
 
