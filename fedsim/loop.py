@@ -16,6 +16,7 @@ from fedsim.clock import Clock, Tick
 from fedsim.evaluation import Evaluation
 from fedsim.gate import Rejection, fault, is_idle
 from fedsim.grid import LocalGrid
+from fedsim.matrices import Matrix
 from fedsim.roster import Roster
 from fedsim.seeding import derive
 from fedsim.strategy import Strategy
@@ -44,6 +45,7 @@ class RoundLog:
         measures: Further numbers, by name: what the strategy says of its state or, with Flower's
             strategies, the mean of what the clients measured; and what the server's evaluation
             found besides accuracy and loss.
+        matrices: Numbers between the clients of the round, by name.
     """
 
     tick: Tick
@@ -58,6 +60,7 @@ class RoundLog:
     evaluations: list[Upload] = field(default_factory=list)
     server: Upload | None = None
     measures: dict[str, float] = field(default_factory=dict)
+    matrices: dict[str, Matrix] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +119,8 @@ class Loop:
         start = time.perf_counter()
         aggregated, measured = self.strategy.aggregate_train(round_, replies)
         _keep_numbers(log.measures, measured or {})
+        if isinstance(self.strategy, Strategy) and aggregated is not None:
+            log.matrices = self.strategy.matrices(self.strategy.ready(arrays))
         log.seconds["train"] = replies.seconds
         log.seconds["aggregate"] = time.perf_counter() - start - replies.seconds
         return arrays if aggregated is None else like(aggregated, arrays)

@@ -21,6 +21,7 @@ from fedsim.clock import Clock, Tick
 from fedsim.evaluation import Evaluation
 from fedsim.loggers import Logger
 from fedsim.loop import Loop, RoundLog
+from fedsim.matrices import Matrices
 from fedsim.results import Results, accuracy_of, write_json
 from fedsim.roster import Roster
 from fedsim.scenario import Scenario
@@ -103,15 +104,18 @@ class Simulation:
             evaluation=self.setting.evaluation,
         )
         arrays = self.initial_arrays()
+        matrices = Matrices(results.run_dir)
         setup_s = time.perf_counter() - started
         begun = mark = time.perf_counter()
         final = arrays
         for log, final in loop.run(arrays):  # noqa: B007 - the last round's arrays are the result
             now = time.perf_counter()
             results.record(log, now - mark)
+            matrices.record(log.tick.round, log.matrices)
             self._notify(log, now - mark, watchers)
             mark = time.perf_counter()
         wall_s = time.perf_counter() - begun
+        matrices.finish()
         summary = results.finish(
             final,
             {

@@ -11,6 +11,7 @@ from flwr.serverapp.strategy import Strategy as FlowerStrategy
 
 from fedsim.arrays import Params, Records, to_params, to_record
 from fedsim.clock import Clock, Tick
+from fedsim.matrices import Matrix
 from fedsim.roster import Roster
 from fedsim.sampling import Sampler
 from fedsim.wire import SERVER_ROUND, Config, Upload, to_upload
@@ -65,6 +66,11 @@ class Strategy(FlowerStrategy, Generic[S]):
 
     def measures(self, state: S) -> dict[str, float]:
         """Numbers about the state for the round's log, by name. Default: none."""
+        del state
+        return {}
+
+    def matrices(self, state: S) -> dict[str, Matrix]:
+        """Numbers between the clients of the round, to be saved and drawn. Default: none."""
         del state
         return {}
 

@@ -23,3 +23,26 @@ class MLPHead(nn.Sequential):
         if hidden < 1:
             raise ValueError(f"head.hidden must be at least 1, got {hidden}")
         super().__init__(nn.Linear(num_features, hidden), nn.ReLU(), nn.Linear(hidden, num_classes))
+
+
+class XavierLinear(nn.Linear):
+    """One linear layer whose weight and bias are Xavier-uniform.
+
+    The bias is drawn as a matrix of one row: ``U(-a, a)`` with ``a = sqrt(6 / (1 + K))``.
+
+    Args:
+        num_features: Width ``d`` of the features.
+        num_classes: ``K``.
+
+    Shapes:
+        - **input:** features ``[n, d]``.
+        - **output:** logits ``[n, K]``.
+
+    Source:
+        The classifier of FED-PUB's reference code (Baek et al., ICML 2023, arXiv:2206.10206).
+    """
+
+    def reset_parameters(self) -> None:
+        """Draw weight and bias."""
+        nn.init.xavier_uniform_(self.weight)
+        nn.init.xavier_uniform_(self.bias.unsqueeze(0))
