@@ -104,7 +104,9 @@ class Run:
     @cached_property
     def command(self) -> str:
         """The command that repeats this run."""
-        words = [word for word in self.overrides if word.split("=", 1)[0] not in ("progress",)]
+        words = [word for word in self.overrides if not word.startswith("progress=")]
+        if any(word.startswith("sweep=") for word in words):
+            words.append("hydra.mode=RUN")  # this one job of the named sweep
         return shlex.join(["fedsim", *words])
 
     @cached_property

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fedsim.checks import CONF, ConfigError, Node
 from fedsim.config import explain, resolve
+from fedsim.sweep import Job
 
 if TYPE_CHECKING:
     from fedsim.results import Results
@@ -39,15 +40,35 @@ def main() -> None:
 
 
 @hydra.main(version_base=None, config_path=str(CONF), config_name="config")
-def _run(config: DictConfig) -> None:
+def _run(config: DictConfig) -> float | None:
+    """Run a job; what it returns is the objective of a sweeper such as Optuna's."""
     started = time.perf_counter()
     hydra_config = HydraConfig.get()
+    run_dir = Path(hydra_config.runtime.output_dir)
+    if hydra_config.mode == RunMode.MULTIRUN:
+        job = Job(
+            sweep_dir=Path(hydra_config.sweep.dir),
+            run_dir=run_dir,
+            number=int(hydra_config.job.num),
+            shown=config.progress,
+        )
+        summary = job.run(
+            lambda: resolve(config), lambda node: simulate(node, run_dir, started=started)
+        )
+        return None if summary is None else _objective(summary, config.objective)
     try:
-        simulate(resolve(config), Path(hydra_config.runtime.output_dir), started=started)
+        simulate(resolve(config), run_dir, started=started)
     except ConfigError as error:
-        if hydra_config.mode == RunMode.MULTIRUN:
-            raise  # Hydra names the job
         sys.exit(f"fedsim: {error}")
+    return None
+
+
+def _objective(summary: "Row", name: str) -> float | None:
+    """The number of the summary that the configuration names."""
+    if name not in summary:
+        raise ConfigError(f"objective={name} is no entry of summary.json: {', '.join(summary)}")
+    value: float | None = summary[name]
+    return value
 
 
 def simulate(node: Node, run_dir: Path, *, started: float) -> "Row":
@@ -56,8 +77,9 @@ def simulate(node: Node, run_dir: Path, *, started: float) -> "Row":
 
     from fedsim.apps import client_app_of
     from fedsim.build import build, make, save_config
+    from fedsim.cut import describe
     from fedsim.progress import ProgressBar
-    from fedsim.results import Results, RunExistsError
+    from fedsim.results import Results, RunExistsError, write_json
     from fedsim.simulation import write_environment
 
     logging.getLogger("flwr").setLevel(logging.ERROR)  # its strategies narrate every round
@@ -69,6 +91,8 @@ def simulate(node: Node, run_dir: Path, *, started: float) -> "Row":
         raise ConfigError(str(error)) from error
     save_config(node, run_dir)
     write_environment(run_dir)
+    setting = simulation.setting
+    write_json(run_dir / "scenario.json", describe(setting.scenario, setting.clock))
     app = client_app_of(lambda _: simulation.client)
     grid = engine.grid(app, num_clients=node["num_clients"], seed=node["seed"], run_dir=run_dir)
     for logger in simulation.loggers:
