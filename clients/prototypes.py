@@ -128,7 +128,7 @@ class Prototypes(Client):
             return upload
         classes = len(upload.records["statistics"]["classes"])
         seconds = (time.perf_counter() - start) / max(classes, 1)
-        metrics: Metrics = {"update_s_per_class": seconds}
+        metrics: Metrics = {**upload.metrics, "update_s_per_class": seconds}
         if self._probe:
             metrics |= self._copy_accuracies(upload.records["statistics"])
         return Upload(
