@@ -92,7 +92,9 @@ def test_unknown_start_is_an_error():
         start_codebooks(HEADS, 2, "zeros", generator(0, "s"))
 
 
-@pytest.mark.parametrize("start", ["normal", "data", "kmeans"])
+@pytest.mark.parametrize(
+    "start", ["normal", "data", "kmeans"], ids=["drawn", "examples", "centres"]
+)
 def test_fitted_keys_use_every_pair(start):
     rng = generator(0, "points")
     batches = [torch.rand(3, 100, 2, generator=rng) * 4 - 20 for _ in range(60)]
