@@ -1,7 +1,7 @@
 """Train an encoder on fractal images, once per configuration: the command ``fedsim-pretrain``.
 
     fedsim-pretrain                                   the encoder of encoder=fractal
-    fedsim-pretrain encoder.epochs=20 encoder.data.num_classes=200
+    fedsim-pretrain encoder.training.epochs=20 encoder.data.num_classes=200
     fedsim-pretrain --help
 
 The weights lie in ``$FEDSIM_CACHE/encoders``, else ``~/.cache/fedsim/encoders``, under a hash of
