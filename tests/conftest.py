@@ -26,7 +26,7 @@ def pytest_collection_modifyitems(items):
     no_data = pytest.mark.skip(reason="FEDSIM_DATA names no data folder")
     no_gpu = pytest.mark.skip(reason="no CUDA device")
     for item in items:
-        if "data" in item.keywords and not os.environ.get("FEDSIM_DATA"):
+        if item.get_closest_marker("data") and not os.environ.get("FEDSIM_DATA"):
             item.add_marker(no_data)
-        if "gpu" in item.keywords and not torch.cuda.is_available():
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(no_gpu)
