@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedsim.metrics import Matrix, accuracy_matrix
+from fedsim.metrics import Matrix, Weighting, accuracy_matrix
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -88,7 +88,8 @@ class Run:
 
     @cached_property
     def _hydra(self) -> dict[str, Any]:
-        return _yaml(self.path / ".hydra" / "hydra.yaml").get("hydra", {})
+        content: dict[str, Any] = _yaml(self.path / ".hydra" / "hydra.yaml").get("hydra", {})
+        return content
 
     @cached_property
     def choices(self) -> dict[str, str]:
@@ -176,7 +177,7 @@ class Run:
         last = trained.groupby("experience")["round"].transform("max")
         ends = trained[trained["round"] == last].astype({"client": object})
         ends = ends.where(ends.notna(), None)
-        weighting = "clients" if self.weighting == "clients" else "examples"
+        weighting: Weighting = "clients" if self.weighting == "clients" else "examples"
         return accuracy_matrix(ends.to_dict("records"), weighting=weighting)
 
     def plot_accuracy(self, against: str = "rounds") -> "Plot":

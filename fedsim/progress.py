@@ -3,15 +3,17 @@
 import math
 import sys
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fedsim.clock import Clock
-from fedsim.loop import RoundLog
 from fedsim.tables import Row
+
+if TYPE_CHECKING:  # reports format numbers too, and need neither torch nor Flower
+    from fedsim.clock import Clock
+    from fedsim.loop import RoundLog
 
 _TITLES = {
     "test_accuracy": "test accuracy",
@@ -27,7 +29,7 @@ _TITLES = {
 class ProgressBar:
     """A bar over rounds with the clock and the newest accuracy; silent when ``shown`` is false."""
 
-    def __init__(self, clock: Clock, *, shown: bool) -> None:
+    def __init__(self, clock: "Clock", *, shown: bool) -> None:
         self._clock = clock
         self._accuracy = math.nan
         self._bar = Progress(
@@ -58,7 +60,7 @@ class ProgressBar:
     ) -> None:
         self._bar.stop()
 
-    def update(self, log: RoundLog, accuracy: float) -> None:
+    def update(self, log: "RoundLog", accuracy: float) -> None:
         """Show a finished round."""
         if not math.isnan(accuracy):
             self._accuracy = accuracy

@@ -1,0 +1,1 @@
+"""Reports of finished runs: tables and pictures in one file that opens anywhere."""

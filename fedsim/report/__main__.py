@@ -1,0 +1,5 @@
+"""``python -m fedsim.report``."""
+
+from fedsim.report.command import main
+
+main()
