@@ -1,6 +1,6 @@
 """Client of FED-PUB: private masks on the weights, and an embedding of what the model does."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from clients.fedpub_cohort import Joint, joint_graph, reason_against, train_cohort
 from fedsim.arrays import Params, Records
 from fedsim.client import Client, Setting
 from fedsim.data import Batch, Inputs, Shard
@@ -27,7 +28,7 @@ from fedsim.model import Model
 from fedsim.seeding import derive
 from fedsim.state import ClientState
 from fedsim.training import LocalTraining, seeded
-from fedsim.wire import Download, Metrics
+from fedsim.wire import Download, Metrics, Upload
 
 Penalties = Literal["reference", "connected", "none"]
 
@@ -119,15 +120,14 @@ class FedPub(Client):
         attach_masks(self.model, threshold=masking.threshold, init=masking.init)
         plain: dict[str, Tensor] = {**weights(self.model), **dict(self.model.named_buffers())}
         self._slots = {name: plain[name].detach() for name in self._slots}
+        self.reason = reason_against(self)  # why clients are trained one by one, if they are
+        self._joint: tuple[tuple[int, ...], Joint] | None = None
 
     def load(self, model: Model, down: Download, state: ClientState) -> None:
         """The received weights, and the client's own masks: fresh ones at first."""
         self.load_arrays(down.records["arrays"])
-        own = state.get("masks")
+        own = state["masks"] if "masks" in state else self.fresh_masks(down.client_id)
         with torch.no_grad():
-            if own is None:
-                self._draw_masks(model, down.client_id)
-                return
             for name, mask in masks(model).items():
                 mask.copy_(own[name])
 
@@ -137,14 +137,15 @@ class FedPub(Client):
         options = self.masking
         if options.penalties == "none":
             return loss
-        penalty = options.l1 * l1_penalty(masks(model))
-        if down.tick.round > 1 and options.proximal > 0:
-            anchor = down.records["arrays"]
-            live = weights(model)
-            received = {name: anchor[name].to(w.device) for name, w in live.items()}
-            distance = proximal_penalty(live, received, squared=options.squared)
-            penalty = penalty + options.proximal * distance
-        return loss + (penalty if options.penalties == "connected" else penalty.detach())
+        with torch.set_grad_enabled(options.penalties == "connected"):
+            penalty = options.l1 * l1_penalty(masks(model))
+            if down.tick.round > 1 and options.proximal > 0:
+                anchor = down.records["arrays"]
+                live = weights(model)
+                received = {name: anchor[name].to(w.device) for name, w in live.items()}
+                distance = proximal_penalty(live, received, squared=options.squared)
+                penalty = penalty + options.proximal * distance
+        return loss + penalty
 
     def measure(self, down: Download, state: ClientState) -> Metrics:
         """See :meth:`Client.measure`; ``mask_zeros`` is the share of entries that count as zero."""
@@ -154,13 +155,14 @@ class FedPub(Client):
     def upload(self, model: Model, shard: Shard, down: Download, state: ClientState) -> Records:
         """Weights, or those that count, and the embedding ``[d]``; masks go into the state."""
         del shard, down
-        own = {name: mask.detach() for name, mask in masks(model).items()}
-        state["masks"] = {name: mask.clone() for name, mask in own.items()}
-        embedding = {"mean": self.embedding(model)}
+        state["masks"] = {name: mask.detach().clone() for name, mask in masks(model).items()}
         arrays = {name: tensor.clone() for name, tensor in self._slots.items()}
-        if not self.sparse:
-            return {"arrays": arrays, "embedding": embedding}
-        return {**packed(arrays, own, self.masking.threshold), "embedding": embedding}
+        return self.records(arrays, state["masks"], self.embedding(model))
+
+    def records(self, arrays: Params, own: Params, embedding: Tensor) -> Records:
+        """What is sent of the weights, given the masks, and of the embedding."""
+        parts = packed(arrays, own, self.masking.threshold) if self.sparse else {"arrays": arrays}
+        return {**parts, "embedding": {"mean": embedding}}
 
     @torch.no_grad()
     def embedding(self, model: Model) -> Tensor:
@@ -169,33 +171,51 @@ class FedPub(Client):
         embed: Callable[[Inputs], Tensor] = model.backbone.embed  # type: ignore[assignment]
         return embed(self.proxy).mean(dim=0)
 
-    def _draw_masks(self, model: Model, client_id: int | None) -> None:
-        """Masks of a client that has none; not those that another client left in the model."""
-        path = -1 if client_id is None else client_id
-        with seeded(derive(self.setting.seed, "masks", path), self.setting.device):
-            for mask in masks(model).values():
-                if self.masking.init == "ones":
-                    mask.fill_(1.0)
-                else:
+    def train_cohort(
+        self, downs: Sequence[Download], states: Sequence[ClientState]
+    ) -> list[Upload]:
+        """One round of several clients, all at once where the model allows it."""
+        return train_cohort(self, downs, states)
+
+    def joint(self, ids: Sequence[int]) -> Joint:
+        """The clients' graphs as one; the last one is kept, for cohorts that stay the same."""
+        if self._joint is None or self._joint[0] != tuple(ids):
+            self._joint = tuple(ids), joint_graph(self, ids)
+        return self._joint[1]
+
+    def fresh_masks(self, client_id: int | None) -> Params:
+        """Masks of a client that has none."""
+        fresh = {name: torch.ones_like(mask) for name, mask in masks(self.model).items()}
+        if self.masking.init == "xavier":
+            path = -1 if client_id is None else client_id
+            with seeded(derive(self.setting.seed, "masks", path), self.setting.device):
+                for mask in fresh.values():
                     nn.init.xavier_uniform_(mask)
+        return fresh
 
     def _optimizer(
         self, parameters: list[nn.Parameter], down: Download, state: ClientState
     ) -> Optimizer:
         own = list(masks(self.model).values())
-        groups: list[Any] = list(parameters)
-        if self.masking.lr is not None:
-            ids = {id(mask) for mask in own}
-            rest = [p for p in parameters if id(p) not in ids]
-            groups = [{"params": rest}, {"params": own, "lr": self.masking.lr}]
-        optimizer = super()._optimizer(groups, down, state)
-        if self.masking.shrink > 0:
-            rates = {
-                id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]
-            }
-            steps = [(mask, rates[id(mask)] * self.masking.shrink) for mask in own]
-            optimizer.register_step_post_hook(lambda *_: shrink(steps))
+        optimizer = super()._optimizer(self.groups(parameters, own), down, state)
+        self.shrink_after_steps(optimizer, own)
         return optimizer
+
+    def groups(self, parameters: list[nn.Parameter], own: list[nn.Parameter]) -> list[Any]:
+        """The optimiser's parameter groups: the masks have their own if they have a rate."""
+        if self.masking.lr is None:
+            return parameters
+        ids = {id(mask) for mask in own}
+        rest = [p for p in parameters if id(p) not in ids]
+        return [{"params": rest}, {"params": own, "lr": self.masking.lr}]
+
+    def shrink_after_steps(self, optimizer: Optimizer, own: list[nn.Parameter]) -> None:
+        """Soft-threshold the masks after every step of the optimiser."""
+        if self.masking.shrink == 0:
+            return
+        rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+        steps = [(mask, rates[id(mask)] * self.masking.shrink) for mask in own]
+        optimizer.register_step_post_hook(lambda *_: shrink(steps))
 
 
 def packed(arrays: Params, own: Params, threshold: float) -> Records:

@@ -59,7 +59,9 @@ class Matrices:
             lines = [json.loads(line) for line in file]
         for name in sorted({line["name"] for line in lines}):
             arrays = stacked([line for line in lines if line["name"] == name])
-            np.savez_compressed(self._run_dir / f"{name}.npz", **arrays)
+            rounds, clients, values = (arrays[key] for key in ("rounds", "clients", "values"))
+            path = self._run_dir / f"{name}.npz"
+            np.savez_compressed(path, rounds=rounds, clients=clients, values=values)
             draw(name, arrays, self._run_dir / f"{name}.png")
 
 

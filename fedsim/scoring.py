@@ -70,19 +70,31 @@ class Candidates:
             targets: ``[n]``.
             experience: Where the examples come from.
         """
-        own, met = (mask[experience].to(scores.device) for mask in (self.own, self.met))
-        true = scores.gather(1, targets.unsqueeze(1)).squeeze(1)
-        known = true > -torch.inf
-        losses = functional.cross_entropy(scores[known], targets[known], reduction="sum")
+        correct, among_own, among_met, losses, known = self.marks(scores, targets, experience)
         return Score(
-            correct=_right(scores, targets, known),
-            among_own=_right(scores.masked_fill(~own, -torch.inf), targets, known & own[targets]),
-            among_met=_right(scores.masked_fill(~met, -torch.inf), targets, known & met[targets]),
-            loss=float(losses),
+            correct=int(correct.sum()),
+            among_own=int(among_own.sum()),
+            among_met=int(among_met.sum()),
+            loss=float(losses.sum()),
             known=int(known.sum()),
         )
 
+    def marks(self, scores: Tensor, targets: Tensor, experience: int) -> tuple[Tensor, ...]:
+        """What every example adds to each entry of a :class:`Score`, in their order, ``[n]``."""
+        own, met = (mask[experience].to(scores.device) for mask in (self.own, self.met))
+        true = scores.gather(1, targets.unsqueeze(1)).squeeze(1)
+        known = true > -torch.inf
+        losses = torch.zeros_like(true)
+        losses[known] = functional.cross_entropy(scores[known], targets[known], reduction="none")
+        return (
+            _right(scores, targets, known),
+            _right(scores.masked_fill(~own, -torch.inf), targets, known & own[targets]),
+            _right(scores.masked_fill(~met, -torch.inf), targets, known & met[targets]),
+            losses,
+            known,
+        )
 
-def _right(scores: Tensor, targets: Tensor, possible: Tensor) -> int:
-    """Examples whose class has the largest score; an impossible class is never right."""
-    return int(((scores.argmax(dim=1) == targets) & possible).sum())
+
+def _right(scores: Tensor, targets: Tensor, possible: Tensor) -> Tensor:
+    """Whether an example's class has the largest score; an impossible class is never right."""
+    return (scores.argmax(dim=1) == targets) & possible

@@ -5,9 +5,9 @@ from itertools import pairwise
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch_geometric.nn import GATConv, GCNConv, GINConv, SAGEConv
-from torch_geometric.nn.conv.gcn_conv import gcn_norm
 
 from fedsim.backbones.graph_base import Graph, GraphBackbone, layer_widths
+from fedsim.backbones.graph_products import GraphProducts
 
 
 class GCN(GraphBackbone):
@@ -41,14 +41,30 @@ class GCN(GraphBackbone):
     ) -> None:
         super().__init__(num_features=hidden, dropout=dropout)
         widths = layer_widths(input_shape, hidden, num_layers, backbone="GCN")
+        self.products = GraphProducts()
         self.layers = nn.ModuleList(
             GCNConv(before, after, normalize=False) for before, after in pairwise(widths)
         )
 
     def embed(self, data: Graph) -> Tensor:
-        """See :meth:`GraphBackbone.embed`; the normalisation is computed once for all layers."""
-        links, weights = gcn_norm(data.edge_index, None, len(data.x), dtype=data.x.dtype)
-        return self.stacked(self.layers, data.x, lambda layer, x: layer(x, links, weights))
+        """See :meth:`GraphBackbone.embed`; links and sparse features are prepared once a graph."""
+        links = self.products.links(data)
+        x: Tensor = data.x
+        for position, layer in enumerate(self.layers):
+            weight, bias = convolution(layer)
+            if position == 0:
+                projected = self.products.project(data, weight)
+            else:
+                projected = self.activate(x) @ weight.t()
+            x = links @ projected + bias
+        return x
+
+
+def convolution(layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight ``[d', d]`` and bias ``[d']`` of a graph convolution, masks multiplied in."""
+    weight: Tensor = layer.lin.weight  # type: ignore[union-attr,assignment]
+    bias: Tensor = layer.bias  # type: ignore[assignment]
+    return weight, bias
 
 
 class GAT(GraphBackbone):

@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils import parametrize
 
 Init = Literal["ones", "xavier"]
@@ -110,7 +111,8 @@ def masks(module: nn.Module) -> dict[str, nn.Parameter]:
 
 def cut(mask: Tensor, threshold: float) -> Tensor:
     """The mask with every entry of ``|m| < threshold`` set to zero."""
-    return torch.where(mask.abs() < threshold, torch.zeros_like(mask), mask)
+    below = torch.nextafter(mask.new_tensor(threshold), mask.new_tensor(-1.0))
+    return functional.hardshrink(mask, float(below)) if threshold > 0 else mask
 
 
 def soft_threshold(mask: Tensor, step: float) -> Tensor:
@@ -141,8 +143,8 @@ def sparsity(masks: dict[str, Tensor] | dict[str, nn.Parameter], threshold: floa
         threshold: Entries with ``|m| < threshold`` count, and exact zeros do.
     """
     total = sum(mask.numel() for mask in masks.values())
-    zeros = sum(int((cut(mask, threshold) == 0).sum()) for mask in masks.values())
-    return zeros / total if total else 0.0
+    kept = sum(int(cut(mask.detach(), threshold).count_nonzero()) for mask in masks.values())
+    return 1.0 - kept / total if total else 0.0
 
 
 def l1_penalty(masks: dict[str, Tensor] | dict[str, nn.Parameter]) -> Tensor:

@@ -1,0 +1,275 @@
+"""FED-PUB's local round for several clients at once.
+
+Weights, masks and the optimiser's moments of the clients are stacked, ``[k, ...]``; a step on the
+stacks is everybody's step, since the optimiser treats every element alike. What comes out differs
+from the per-client loop by rounding only, and each client's state has the same form.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn, optim
+from torch.nn import functional
+from torch.optim import Optimizer
+
+from clients.fedpub_block import JointGraph, Network, Noise, Rows
+from fedsim.arrays import Params
+from fedsim.backbones.graph import GCN
+from fedsim.client import ratios
+from fedsim.functional.masks import cut, masks, weights
+from fedsim.scenario import Split
+from fedsim.seeding import derive
+from fedsim.state import ClientState
+from fedsim.training import optimizer_params
+from fedsim.wire import Download, Metrics, Upload
+
+if TYPE_CHECKING:
+    from clients.fedpub import FedPub
+
+Joint = tuple[JointGraph, dict[Split, Rows]]
+ELEMENTWISE = (optim.SGD, optim.Adam, optim.AdamW, optim.RMSprop, optim.Adagrad)
+
+
+def train_cohort(
+    client: "FedPub", downs: Sequence[Download], states: Sequence[ClientState]
+) -> list[Upload]:
+    """One round of every client, in the order of the downloads."""
+    uploads: dict[int, Upload] = {}
+    kinds: dict[object, list[int]] = {}
+    for place, (down, state) in enumerate(zip(downs, states, strict=True)):
+        kinds.setdefault(_kind(client, down, state), []).append(place)
+    for kind, places in kinds.items():
+        if kind is None or len(places) < 2:
+            uploads |= {p: client.train(downs[p], states[p]) for p in places}
+        else:
+            block = Block(client, [downs[p] for p in places], [states[p] for p in places])
+            uploads |= dict(zip(places, block.train(), strict=True))
+    return [uploads[place] for place in range(len(downs))]
+
+
+def reason_against(client: "FedPub") -> str | None:
+    """Why clients are trained one by one, or None if they can be trained at once."""
+    scenario, model, training = client.scenario, client.model, client.training
+    if not isinstance(model.backbone, GCN) or not isinstance(model.head, nn.Linear):
+        return "only a GCN with a linear head is stacked"
+    if scenario.num_experiences > 1 or scenario.task_classes is not None:
+        return "the graph changes over time"
+    if training.clip_norm is not None:
+        return "a gradient's norm is one client's"
+    if not isinstance(training.optimizer([nn.Parameter(torch.zeros(1))]), ELEMENTWISE):
+        return "the optimiser mixes the elements of a tensor"
+    return None
+
+
+def _kind(client: "FedPub", down: Download, state: ClientState) -> object:
+    """What clients of a block have in common; None for those that train alone."""
+    if client.reason is not None or down.client_id is None or down.tick.experience < 0:
+        return None
+    if len(client._shard(down.client_id, down.tick.experience)) == 0:
+        return None
+    steps = ()
+    if "optimizer" in state:
+        moments = state["optimizer"].items()
+        steps = tuple((name, float(value)) for name, value in moments if value.dim() == 0)
+    return steps, tuple(sorted(down.config.items()))
+
+
+class Block:
+    """One round of clients whose optimisers have taken equally many steps.
+
+    Args:
+        client: Serves all of them.
+        downs: What each received.
+        states: What each remembers; written to.
+    """
+
+    def __init__(
+        self, client: "FedPub", downs: Sequence[Download], states: Sequence[ClientState]
+    ) -> None:
+        self._client, self._downs, self._states = client, downs, states
+        self._ids = [client._trainee(down) for down in downs]
+        self._round = downs[0].tick.round
+        self._options = client.masking
+        self._graph, self._rows = client.joint(self._ids)
+        self._network = Network(client.model.backbone)  # type: ignore[arg-type]
+        received = [down.records["arrays"] for down in downs]
+        own = [s["masks"] if "masks" in s else client.fresh_masks(i) for i, s in self._clients()]
+        self._weights = {name: _leaf(received, name) for name in weights(client.model)}
+        self._masks = {name: _leaf(own, name) for name in masks(client.model)}
+
+    def train(self) -> list[Upload]:
+        """Every client's upload."""
+        client = self._client
+        losses = self._fit()
+        kept = {name: cut(m.detach(), self._options.threshold) for name, m in self._masks.items()}
+        product = {name: w.detach() for name, w in self._weights.items()}
+        product |= {name: product[name] * mask for name, mask in kept.items()}
+        metrics: list[Metrics] = [{"loss": loss} for loss in losses]
+        if client.tests_in_training(self._downs[0]):
+            for mine, measured in zip(metrics, self._measure(product, kept), strict=True):
+                mine |= measured
+        with torch.no_grad():
+            links = client.model.backbone.products.links(client.proxy)  # type: ignore[union-attr]
+            embeddings = self._network.embedding(links, client.proxy.x, product)
+        return [
+            self._upload(place, embeddings[place], metrics[place]) for place in range(len(losses))
+        ]
+
+    # ---- training --------------------------------------------------------------------------
+
+    def _fit(self) -> list[float]:
+        """Train; every client's mean loss."""
+        client, rows = self._client, self._rows["train"]
+        optimizer = self._optimizer()
+        seed = client.setting.seed
+        noise = Noise([derive(seed, "noise", self._round, i) for i in self._ids])
+        epochs = client.training.epochs
+        total = torch.zeros(len(self._ids))
+        for epoch in range(epochs):
+            optimizer.zero_grad(set_to_none=True)
+            product = {**self._weights}
+            product |= {name: product[name] * mask for name, mask in self._masks.items()}
+            scores = self._network.logits(self._graph, product, rows, noise)
+            each = functional.cross_entropy(scores, rows.targets, reduction="none")
+            losses = torch.zeros(len(self._ids)).index_add(0, rows.owner, each) / rows.counts
+            losses = losses + self._penalty(epoch)
+            losses.sum().backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            total += losses.detach()
+        if client.training.keep_optimizer:
+            self._keep(optimizer)
+        return (total / epochs).tolist() if epochs else [float("nan")] * len(self._ids)
+
+    def _penalty(self, epoch: int) -> Tensor:
+        """Every client's penalties, see :class:`clients.fedpub.Masking`, ``[k]``."""
+        options = self._options
+        if options.penalties == "none":
+            return torch.zeros(len(self._ids))
+        with torch.set_grad_enabled(options.penalties == "connected"):
+            norms = [mask.abs().flatten(1).sum(1) for mask in self._masks.values()]
+            penalty = options.l1 * torch.stack(norms).sum(0)
+            if self._round > 1 and options.proximal > 0 and epoch > 0:  # at first there is no gap
+                received = [down.records["arrays"] for down in self._downs]
+                gaps = [
+                    (w - torch.stack([r[name] for r in received])).flatten(1)
+                    for name, w in self._weights.items()
+                ]
+                parts = [
+                    gap.square().sum(1) if options.squared else torch.linalg.vector_norm(gap, dim=1)
+                    for gap in gaps
+                ]
+                penalty = penalty + options.proximal * torch.stack(parts).sum(0)
+            return penalty
+
+    def _optimizer(self) -> Optimizer:
+        """The optimiser over the stacks, in the order of the per-client loop, moments put back."""
+        client = self._client
+        names = {id(p): self._weights[name] for name, p in weights(client.model).items()}
+        names |= {id(p): self._masks[name] for name, p in masks(client.model).items()}
+        parameters = [names[id(p)] for p in client.model.parameters()]
+        own = list(self._masks.values())
+        optimizer = client.training.optimizer(client.groups(parameters, own))
+        if isinstance(optimizer, optim.Adam) and client.setting.device == "cpu":
+            for group in optimizer.param_groups:  # one pass over the memory instead of ten
+                group["fused"] = group["fused"] is None or group["fused"]
+        if client.training.keep_optimizer and "optimizer" in self._states[0]:
+            _restore(optimizer, [state["optimizer"] for state in self._states])
+        clock = client.setting.clock
+        factor = client.training.schedule((self._round - 1) / clock.num_rounds)
+        for group in optimizer.param_groups:
+            group["lr"] *= factor
+        client.shrink_after_steps(optimizer, own)
+        return optimizer
+
+    def _keep(self, optimizer: Optimizer) -> None:
+        """Every client's row of the moments into its state."""
+        moments = optimizer_params(optimizer)
+        for place, state in enumerate(self._states):
+            state["optimizer"] = {
+                name: value if value.dim() == 0 else value[place] for name, value in moments.items()
+            }
+
+    # ---- after training --------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _measure(self, product: Params, kept: Params) -> list[Metrics]:
+        """What :meth:`clients.fedpub.FedPub.measure` says of every client."""
+        client = self._client
+        scores = self._network.logits(self._graph, product, None, None)
+        splits: list[Split] = ["test"]
+        if client.setting.evaluation.validates:
+            splits.append("val")
+        found = {split: self._marks(scores, self._rows[split]) for split in splits}
+        entries = sum(mask[0].numel() for mask in kept.values())
+        zeros = [
+            1.0 - sum(int(mask[place].count_nonzero()) for mask in kept.values()) / entries
+            for place in range(len(self._ids))
+        ]
+        metrics: list[Metrics] = []
+        for place in range(len(self._ids)):
+            correct, own, met, loss, known = found["test"][place]
+            size = int(self._rows["test"].counts[place])
+            mine: Metrics = {
+                "accuracy": ratios([correct], [size]),
+                "accuracy_among_own": ratios([own], [size]),
+                "accuracy_among_met": ratios([met], [size]),
+                "loss": ratios([loss], [known]),
+                "examples": [float(size)],
+            }
+            if "val" in found:
+                size = int(self._rows["val"].counts[place])
+                mine["val_accuracy"] = ratios([found["val"][place][0]], [size])
+                mine["val_examples"] = [float(size)]
+            metrics.append({**mine, "mask_zeros": zeros[place]})
+        return metrics
+
+    def _marks(self, scores: Tensor, rows: Rows) -> list[list[float]]:
+        """Sums of :meth:`fedsim.scoring.Candidates.marks` over every client's rows."""
+        marks = self._client.candidates.marks(scores[rows.index], rows.targets, 0)
+        each = torch.stack([mark.double() for mark in marks], dim=1)
+        sums = torch.zeros(len(self._ids), each.shape[1], dtype=torch.float64)
+        result: list[list[float]] = sums.index_add_(0, rows.owner, each).tolist()
+        return result
+
+    def _upload(self, place: int, embedding: Tensor, metrics: Metrics) -> Upload:
+        client, state = self._client, self._states[place]
+        state["masks"] = {name: mask.detach()[place] for name, mask in self._masks.items()}
+        order = self._downs[0].records["arrays"]
+        arrays = {name: self._weights[name].detach()[place] for name in order}
+        return Upload(
+            client_id=self._ids[place],
+            num_examples=int(self._rows["train"].counts[place]),
+            records=client.records(arrays, state["masks"], embedding),
+            metrics=metrics,
+        )
+
+    def _clients(self) -> list[tuple[int, ClientState]]:
+        return list(zip(self._ids, self._states, strict=True))
+
+
+def joint_graph(client: "FedPub", ids: Sequence[int]) -> Joint:
+    """The clients' subgraphs as one, and the rows of every split."""
+    splits: tuple[Split, ...] = ("train", "val", "test")
+    shards = {split: [client.scenario.shard(i, 0, split) for i in ids] for split in splits}
+    graphs = [shard.inputs for shard in shards["train"]]
+    graph = JointGraph(client.model.backbone, graphs)  # type: ignore[arg-type]
+    rows = {
+        split: graph.rows([s.inputs.mask for s in part], [s.targets for s in part])  # type: ignore[attr-defined]
+        for split, part in shards.items()
+    }
+    return graph, rows
+
+
+def _leaf(parts: Sequence[Params], name: str) -> nn.Parameter:
+    return nn.Parameter(torch.stack([part[name] for part in parts]))
+
+
+def _restore(optimizer: Optimizer, held: Sequence[Params]) -> None:
+    """Put everybody's moments, as the per-client loop keeps them, into the optimiser."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, first in held[0].items():
+        number, moment = key.split(".", 1)
+        whole = first.clone() if first.dim() == 0 else torch.stack([part[key] for part in held])
+        state.setdefault(int(number), {})[moment] = whole
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
