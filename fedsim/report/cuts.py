@@ -53,7 +53,9 @@ def labels_plot(cut: Cut, name: str = "labels") -> Plot:
     heat_map(axes, labels, top=None, digits=0 if fits else None, first=0)
     names = cut.get("class_names") or []
     if len(names) == classes and classes <= 20:
-        axes.set_xticks(range(classes), names, rotation=45, ha="right")
+        long = max(map(len, names)) > 2
+        axes.set_xticks(range(classes), names)
+        axes.tick_params(axis="x", labelrotation=90 if long else 0)
     axes.set_xlabel("class")
     axes.set_ylabel("client")
     left_out = cut["num_clients"] - clients
@@ -142,7 +144,9 @@ def subgraphs_plot(cut: Cut, name: str = "subgraphs") -> Plot:
 
 def cut_plots(cut: Cut, name: str) -> list[Plot]:
     """Every picture of a cut."""
-    plots = [labels_plot(cut, f"labels-{name}"), timeline_plot(cut, f"timeline-{name}")]
+    plots = [labels_plot(cut, f"labels-{name}")]
+    if any(len(stretches) != 1 or stretches[0][0] > 1 for stretches in cut["timeline"]):
+        plots.append(timeline_plot(cut, f"timeline-{name}"))
     if cut.get("graph"):
         plots.append(links_plot(cut, f"links-{name}"))
     if cut.get("drawings"):

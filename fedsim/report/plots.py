@@ -71,8 +71,12 @@ class Plot:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(self._drawn(path.suffix.lstrip(".")))
 
-    def _repr_png_(self) -> bytes:
+    def png(self) -> bytes:
+        """The picture as a PNG file's content."""
         return self._drawn("png")
+
+    def _repr_png_(self) -> bytes:
+        return self.png()  # notebooks ask for it by this name
 
     def _drawn(self, kind: str) -> bytes:
         buffer = io.BytesIO()

@@ -1,0 +1,89 @@
+"""Runs from Python."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import fedsim
+from fedsim.checks import ConfigError
+from fedsim.metrics import forgetting, worst_decile
+
+WORDS = (
+    "dataset=toy dataset.train_examples=240 num_clients=4 training.epochs=1 client=sgd"
+    " scenario.num_experiences=3 clock.rounds_per_experience=2 clock.evaluate_every=1"
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return fedsim.run(WORDS, folder=tmp_path_factory.mktemp("api") / "run")
+
+
+def test_what_a_run_measured_is_what_its_summary_says(run):
+    assert run.accuracy.iloc[-1] == pytest.approx(run.summary["test_accuracy"])
+    assert forgetting(run.matrix) == pytest.approx(run.summary["forgetting"])
+    assert worst_decile(run.clients) == pytest.approx(run.summary["worst_decile_accuracy"])
+    assert list(run.accuracy.index) == list(range(7))
+    assert run.rounds["upload_bytes"].sum() == run.summary["upload_bytes"]
+    assert len(run.rejections) == 0
+
+
+def test_personal_models_are_judged_by_the_clients(tmp_path):
+    run = fedsim.run([*WORDS.split(), "strategy=local", "client=local"], folder=tmp_path / "run")
+    assert run.summary["model"] == "personal"
+    assert run.judged["client"].notna().all()
+    assert run.accuracy.iloc[-1] == pytest.approx(run.summary["test_accuracy"])
+
+
+def test_a_run_is_opened_again(run):
+    again = fedsim.load(run.path)
+    assert again.summary == run.summary
+    assert np.array_equal(again.matrix, run.matrix)
+    assert again.config["num_clients"] == 4
+    with pytest.raises(FileNotFoundError, match="no config"):
+        fedsim.load(run.path / "nowhere")
+
+
+def test_the_command_repeats_the_run(run):
+    assert run.command == f"fedsim {WORDS}"
+    assert run.choices["client"] == "sgd"
+
+
+def test_an_interrupted_run_shows_what_it_had(run, tmp_path):
+    lines = (run.path / "rows.jsonl").read_text()
+    (tmp_path / "rows.jsonl").write_text(lines[: len(lines) // 2])  # cut within a line
+    (tmp_path / "config.yaml").write_text((run.path / "config.yaml").read_text())
+    part = fedsim.load(tmp_path)
+    assert not part.finished
+    assert 0 < len(part.rows) < len(run.rows)
+    assert part.accuracy.iloc[0] == run.accuracy.iloc[0]
+
+
+@pytest.mark.parametrize("what", ["accuracy", "matrix", "clients", "cut", "timeline"])
+def test_runs_draw_themselves(run, tmp_path, what):
+    plot = getattr(run, f"plot_{what}")()
+    plot.save(tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert plot.svg().startswith("<svg")
+
+
+def test_accuracy_can_be_drawn_against_what_it_cost(run):
+    assert run.plot_accuracy("bytes").name == "accuracy-bytes"
+    with pytest.raises(ValueError, match="rounds, bytes, seconds"):
+        run.plot_accuracy("euros")
+
+
+def test_mistakes_are_told_as_on_the_command_line():
+    with pytest.raises(ConfigError, match=r"did you mean training\.epochs"):
+        fedsim.run("trainin.epochs=1")
+
+
+def test_importing_fedsim_is_light():
+    code = (
+        "import sys, fedsim, fedsim.report.command, fedsim.api; fedsim.load;"
+        " print('torch' in sys.modules, 'flwr' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
