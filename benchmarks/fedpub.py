@@ -15,14 +15,19 @@ import tempfile
 import time
 from pathlib import Path
 
+import matplotlib.figure  # noqa: F401 - loaded before the clock starts
 import torch
+from torch import Tensor
 from torch.nn.functional import cosine_similarity, cross_entropy
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 
 from fedsim.apps import client_app_of
+from fedsim.arrays import Params
 from fedsim.backbones.graph import GCN
+from fedsim.backbones.graph_base import Graph
 from fedsim.build import build, make
-from fedsim.client import initial_model
+from fedsim.checks import Node
+from fedsim.client import Setting, initial_model
 from fedsim.config import compose, resolve
 from fedsim.functional.masks import attach_masks, masks, weights
 from fedsim.model import Model
@@ -33,7 +38,7 @@ from fedsim.training import seeded
 L1 = PROXIMAL = THRESHOLD = 0.001
 
 
-def fedsim(node):
+def fedsim(node: Node) -> tuple[list[float], float]:
     """Mean accuracy after every round, and CPU seconds."""
     simulation = build(node)
     engine = make(node, "engine")
@@ -46,7 +51,7 @@ def fedsim(node):
         start = time.process_time()
         simulation.run(
             grid, grid.roster, results, started=time.perf_counter(),
-            watchers=[lambda log, accuracy: curve.append(accuracy)],
+            watchers=[lambda _, accuracy: curve.append(accuracy)],
         )  # fmt: skip
         return curve[1:], time.process_time() - start
 
@@ -54,7 +59,8 @@ def fedsim(node):
 class PlainGCN(GCN):
     """The same network with PyTorch Geometric's own convolutions."""
 
-    def embed(self, data):
+    def embed(self, data: Graph) -> Tensor:
+        """See :meth:`GCN.embed`."""
         links, values = gcn_norm(data.edge_index, None, len(data.x))
         return self.stacked(self.layers, data.x, lambda layer, x: layer(x, links, values))
 
@@ -62,9 +68,10 @@ class PlainGCN(GCN):
 class Straight:
     """One client of the straight loop."""
 
-    def __init__(self, setting, client_id):
+    def __init__(self, setting: Setting, client_id: int) -> None:
         self.id, self.seed = client_id, setting.seed
-        shards = {s: setting.scenario.shard(client_id, 0, s).inputs for s in ("train", "val", "test")}
+        splits = ("train", "val", "test")
+        shards = {s: setting.scenario.shard(client_id, 0, s).inputs for s in splits}
         self.graph = setting.scenario.graph(client_id)
         self.rows = {split: data.mask for split, data in shards.items()}
         self.train_graph = shards["train"]
@@ -76,7 +83,7 @@ class Straight:
         self.weights, self.masks = weights(self.model), masks(self.model)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=0.01, weight_decay=1e-6)
 
-    def round(self, number, received, proxy):
+    def round(self, number: int, received: Params, proxy: Graph) -> tuple[Params, Tensor, float]:
         """Weights, embedding and test accuracy after one local step."""
         with torch.no_grad():
             for name, weight in self.weights.items():
@@ -85,17 +92,17 @@ class Straight:
         with seeded(derive(self.seed, "noise", number, self.id)):
             logits = self.model(self.train_graph)
         loss = cross_entropy(logits, self.graph.y[self.rows["train"]])
+        with torch.no_grad():
+            penalty = L1 * sum(mask.abs().sum() for mask in self.masks.values())
+            if number > 1:
+                gaps = [(w - received[name]).norm() for name, w in self.weights.items()]
+                penalty += PROXIMAL * sum(gaps)
+            self.reported = float(loss + penalty)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
         self.model.eval()
         with torch.no_grad():
-            penalty = L1 * sum(mask.abs().sum() for mask in self.masks.values())
-            if number > 1:
-                penalty += PROXIMAL * sum(
-                    (weight - received[name]).norm() for name, weight in self.weights.items()
-                )
-            self.reported = float(loss + penalty)
             right = self.model(self.graph).argmax(1) == self.graph.y
             self.validation = right[self.rows["val"]].float().mean().item()
             accuracy = right[self.rows["test"]].float().mean().item()
@@ -104,7 +111,7 @@ class Straight:
         return sent, embedding, accuracy
 
 
-def straight(node, rounds):
+def straight(node: Node, rounds: int) -> tuple[list[float], float]:
     """Mean accuracy after every round, and CPU seconds."""
     simulation = build(node)
     setting, scale = simulation.setting, node["strategy"]["scale"]
@@ -127,7 +134,7 @@ def straight(node, rounds):
     return curve, time.process_time() - start
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=1, help="the fastest of each counts")

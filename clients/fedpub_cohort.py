@@ -128,7 +128,7 @@ class Block:
         total = torch.zeros(len(self._ids))
         for epoch in range(epochs):
             optimizer.zero_grad(set_to_none=True)
-            product = {**self._weights}
+            product: Params = {**self._weights}
             product |= {name: product[name] * mask for name, mask in self._masks.items()}
             scores = self._network.logits(self._graph, product, rows, noise)
             each = functional.cross_entropy(scores, rows.targets, reduction="none")
@@ -214,7 +214,7 @@ class Block:
                 "accuracy": ratios([correct], [size]),
                 "accuracy_among_own": ratios([own], [size]),
                 "accuracy_among_met": ratios([met], [size]),
-                "loss": ratios([loss], [known]),
+                "loss": ratios([loss], [int(known)]),
                 "examples": [float(size)],
             }
             if "val" in found:

@@ -118,13 +118,10 @@ class FedPub(Strategy[FedPubState]):
         return measures
 
     def matrices(self, state: FedPubState) -> dict[str, Matrix]:
-        """``similarity``, the cosines, and ``weights`` between the clients of the round."""
-        if state.similarity is None or state.weights is None:
+        """``similarity``: the cosines between the clients of the round."""
+        if state.similarity is None:
             return {}
-        return {
-            "similarity": Matrix(clients=state.cohort, values=state.similarity),
-            "weights": Matrix(clients=state.cohort, values=state.weights),
-        }
+        return {"similarity": Matrix(clients=state.cohort, values=state.similarity)}
 
 
 def _model(upload: Upload, sent: Params) -> Params:
