@@ -8,27 +8,103 @@ run config, and build their parts once per process::
 
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from flwr.app import Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
+from fedsim.arrays import Params
 from fedsim.client import Client
+from fedsim.cohort_plan import Cohort, CohortSize
+from fedsim.cohort_views import UnstackableError
 from fedsim.roster import OrderedGrid, QueriedRoster
 from fedsim.state import ClientState
 from fedsim.wire import NUM_EXAMPLES, to_download, to_reply
 
 
-def client_app_of(client_for: Callable[[Context], Client]) -> ClientApp:
+class BlockApp(ClientApp):
+    """A Flower ``ClientApp`` around a fedsim client that can train several clients at once.
+
+    Args:
+        client_for: Gives the process's client.
+    """
+
+    def __init__(self, client_for: Callable[[Context], Client]) -> None:
+        super().__init__()
+        self._client_for = client_for
+        self._cohorts: dict[CohortSize, Cohort] = {}
+
+    def block_size(self, message: Message, context: Context, wanted: CohortSize) -> int:
+        """How many clients are trained at once at most, given one of the messages to train.
+
+        Args:
+            message: Addressed to the client of the context.
+            context: That client's.
+            wanted: Clients a block; ``auto`` chooses by the workload, ``off`` is one.
+        """
+        cohort = self._cohort(context, wanted)
+        down = to_download(message, context, cohort.client.setting.clock)
+        return cohort.size(down, ClientState(_copied(context.state)))
+
+    def train_block(
+        self, messages: Sequence[Message], contexts: Sequence[Context], wanted: CohortSize
+    ) -> list[Message]:
+        """Train the clients of these contexts at once.
+
+        Contexts are only written to when all clients have been trained.
+
+        Raises:
+            UnstackableError: If they cannot be trained at once; then none will be from now on.
+        """
+        cohort = self._cohort(contexts[0], wanted)
+        decoded: dict[int, Params] = {}
+        clock = cohort.client.setting.clock
+        downs = [
+            to_download(*pair, clock, decoded) for pair in zip(messages, contexts, strict=True)
+        ]
+        states = [_copied(context.state) for context in contexts]
+        try:
+            uploads = cohort.train(
+                downs,
+                [ClientState(state) for state in states],
+                lambda place: ClientState(_copied(contexts[place].state)),
+            )
+        except UnstackableError as error:
+            cohort.decline(str(error))
+            raise
+        for context, state in zip(contexts, states, strict=True):
+            context.state = state
+        return [to_reply(*pair) for pair in zip(uploads, messages, strict=True)]
+
+    def decline(self, context: Context, wanted: CohortSize, reason: str) -> None:
+        """Train one by one from now on."""
+        self._cohort(context, wanted).decline(reason)
+
+    def _cohort(self, context: Context, wanted: CohortSize) -> Cohort:
+        client = self._client_for(context)
+        if wanted not in self._cohorts or self._cohorts[wanted].client is not client:
+            self._cohorts[wanted] = Cohort(client, wanted)
+        return self._cohorts[wanted]
+
+
+def _copied(state: RecordDict) -> RecordDict:
+    """A state that can be written to without changing the original; arrays are shared."""
+    copy = RecordDict()
+    for name, record in state.items():
+        copy[name] = record if isinstance(record, ArrayRecord) else record.copy()
+    return copy
+
+
+def client_app_of(client_for: Callable[[Context], Client]) -> BlockApp:
     """A Flower ``ClientApp`` that trains and evaluates with a fedsim client.
 
     Args:
         client_for: Gives the process's client.
     """
-    app = ClientApp()
+    app = BlockApp(client_for)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:

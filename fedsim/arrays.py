@@ -6,11 +6,12 @@ in-process engine costs, and nobody needs the bytes unless a message leaves the 
 """
 
 import struct
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 Params = dict[str, Tensor]
@@ -99,9 +100,8 @@ def to_tensor(array: Array) -> Tensor:
 def to_record(params: Params) -> ArrayRecord:
     """An ``ArrayRecord`` over the same memory: nothing is copied or serialised."""
     record = ArrayRecord()
-    for name, tensor in params.items():
-        record[name] = TensorArray(tensor.detach().cpu().contiguous())
-    return record
+    arrays = {name: TensorArray(t.detach().cpu().contiguous()) for name, t in params.items()}
+    return fill(record, arrays)
 
 
 def to_params(record: ArrayRecord) -> Params:
@@ -117,6 +117,57 @@ def decoded(record: ArrayRecord) -> ArrayRecord:
     for name, array in record.items():
         out[name] = TensorArray(to_tensor(array)) if array.stype == _NUMPY_TYPE else array
     return out
+
+
+_Filled = TypeVar("_Filled", ArrayRecord, ConfigRecord, MetricRecord, RecordDict)
+
+
+def fill(record: _Filled, values: Mapping[str, Any]) -> _Filled:
+    """Put values of the right types into a record.
+
+    Flower checks the types at every assignment, which takes longer than a client's message may.
+    """
+    record.__dict__["_data"].update(values)
+    return record
+
+
+class LocalContent(RecordDict):
+    """The content of a message in this process, read by strategies several times over.
+
+    Flower makes ``array_records`` and its siblings anew at every access, with every check; here
+    they are made without. They still write through to the content.
+    """
+
+    @classmethod
+    def of(cls, content: RecordDict) -> "LocalContent":
+        """The same records."""
+        local = cls()
+        fill(local, content.__dict__["_data"])
+        return local
+
+    @property
+    def array_records(self) -> Any:
+        """See Flower's ``RecordDict``."""
+        return self._view(ArrayRecord)
+
+    @property
+    def metric_records(self) -> Any:
+        """See Flower's ``RecordDict``."""
+        return self._view(MetricRecord)
+
+    @property
+    def config_records(self) -> Any:
+        """See Flower's ``RecordDict``."""
+        return self._view(ConfigRecord)
+
+    def _view(self, kind: type) -> Any:
+        view = _VIEW(self, kind)
+        records: dict[str, Any] = self.__dict__["_data"]
+        view.__dict__["_data"].update((n, r) for n, r in records.items() if isinstance(r, kind))
+        return view
+
+
+_VIEW: Any = type(RecordDict().array_records)
 
 
 def num_bytes(params: Params) -> int:

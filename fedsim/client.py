@@ -211,6 +211,14 @@ class Client:
                     )
                 slot.copy_(arrays[name])
 
+    def tensors(self) -> Params:
+        """The tensors behind the model's parameters and buffers, by name; not copies."""
+        return self._slots
+
+    def overrides(self, *methods: str) -> bool:
+        """Whether a subclass replaces one of these methods."""
+        return any(getattr(type(self), name) is not getattr(Client, name) for name in methods)
+
     def on_device(self, batch: Batch) -> Batch:
         """The batch where the model is."""
         if self.setting.device == "cpu":
@@ -238,7 +246,7 @@ class Client:
 
     def _cross_boundary(self, client_id: int, down: Download, state: ClientState) -> None:
         """Consolidate the last experience this client trained on, if it is over."""
-        if type(self).consolidate is Client.consolidate:
+        if not self.overrides("consolidate"):
             return
         last = state.count("position", -1)
         if 0 <= last < down.tick.experience:

@@ -1,5 +1,6 @@
 """How the in-process engine is set up."""
 
+import gc
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ import torch
 from flwr.app import Message
 from flwr.clientapp import ClientApp
 
+from fedsim.cohort_plan import CohortSize
 from fedsim.grid import LocalGrid
 from fedsim.seeding import derive
 from fedsim.state import DiskStore, MemoryStore, Store
@@ -22,12 +24,14 @@ class LocalEngine:
         raise_errors: Whether an exception in a client stops the run.
         shuffle: Run the clients of a round in random order; results must not change.
         keep_states: Client states held in memory, the others on disk; None keeps all in memory.
+        cohort: Clients that are trained at once: ``auto`` where it pays, a number, or ``off``.
     """
 
     device: str = "cpu"
     raise_errors: bool = True
     shuffle: bool = False
     keep_states: int | None = None
+    cohort: CohortSize = "auto"
 
     def __post_init__(self) -> None:
         kind = torch.device(self.device).type
@@ -35,12 +39,22 @@ class LocalEngine:
             raise ValueError("engine.device=cuda, but torch finds no CUDA device; use cpu")
         if kind == "mps" and not torch.backends.mps.is_available():
             raise ValueError("engine.device=mps, but torch finds no Apple GPU; use cpu")
+        size = self.cohort
+        if isinstance(size, bool) or not (size in ("auto", "off") or isinstance(size, int)):
+            raise ValueError(
+                f"engine.cohort must be auto, off or a number of clients, got {size!r}"
+            )
+        if isinstance(size, int) and size < 2:
+            raise ValueError(f"engine.cohort must be at least 2, or off; got {size}")
 
     def grid(self, app: ClientApp, *, num_clients: int, seed: int, run_dir: Path) -> LocalGrid:
         """A grid with this set-up."""
         store: Store = MemoryStore()
         if self.keep_states is not None:
             store = DiskStore(folder=run_dir / "clients", keep=self.keep_states)
+        # what exists by now lives to the end: a full collection need not walk it (0.2 to 0.6 s)
+        gc.collect()
+        gc.freeze()
         rng = random.Random(derive(seed, "execution order"))
 
         def shuffled(messages: list[Message]) -> list[Message]:
@@ -52,4 +66,5 @@ class LocalEngine:
             store=store,
             raise_errors=self.raise_errors,
             order=shuffled if self.shuffle else None,
+            cohort=self.cohort,
         )

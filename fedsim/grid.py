@@ -4,14 +4,16 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
+from flwr.app import ArrayRecord, Context, Error, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedsim.arrays import decoded
+from fedsim.apps import BlockApp
+from fedsim.arrays import LocalContent, decoded, fill
+from fedsim.cohort_plan import CohortSize
 from fedsim.roster import FIRST_NODE, LocalRoster
 from fedsim.state import MemoryStore, Store
 
@@ -36,6 +38,8 @@ class LocalGrid(Grid):
             becomes an error reply, as on Flower's own engines.
         order: Reorders the messages of a batch before they are run, to check that results do not
             depend on it; replies come back in client order all the same.
+        cohort: Clients of a fedsim app that are trained at once: a number, ``auto`` for what pays,
+            ``off`` for one by one. Other apps are always run message by message.
 
     Raises:
         ValueError: If there is no client.
@@ -50,6 +54,7 @@ class LocalGrid(Grid):
         store: Store | None = None,
         raise_errors: bool = False,
         order: Callable[[list[Message]], list[Message]] | None = None,
+        cohort: CohortSize = "off",
     ) -> None:
         if num_clients < 1:
             raise ValueError(f"num_clients must be at least 1, got {num_clients}")
@@ -59,6 +64,7 @@ class LocalGrid(Grid):
         self._run_config = dict(run_config or {})
         self._raise_errors = raise_errors
         self._order = order
+        self._cohort: CohortSize = cohort
         self._node_ids: tuple[int, ...] | None = None
         self._serial = itertools.count(1)
         self._replies: dict[str, Message] = {}
@@ -120,18 +126,55 @@ class LocalGrid(Grid):
     def stream(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterator[Message]:
-        """Replies one by one, each made when it is asked for: one update in memory at a time."""
+        """Replies one by one, made when they are asked for: one block's in memory at a time."""
         deadline = None if timeout is None else time.monotonic() + timeout
         shared: dict[int, tuple[ArrayRecord, ArrayRecord]] = {}
         queue = sorted(messages, key=lambda message: message.metadata.dst_node_id)
+        blocks = self._blocks(queue)
         if self._order is not None:
-            done = {id(m): self._answer(m, shared) for m in self._order(queue)}
-            yield from (done[id(m)] for m in queue)
+            block_of = {id(m): number for number, block in enumerate(blocks) for m in block}
+            numbers = dict.fromkeys(block_of[id(m)] for m in self._order(queue))
+            done = {number: self._answer_all(blocks[number], shared) for number in numbers}
+            yield from itertools.chain.from_iterable(done[n] for n in range(len(blocks)))
             return
-        for message in queue:
+        for block in blocks:
             if deadline is not None and time.monotonic() > deadline:
                 return
-            yield self._answer(message, shared)
+            yield from self._answer_all(block, shared)
+
+    def _blocks(self, queue: list[Message]) -> list[list[Message]]:
+        """The messages in parts that are answered at once, as equal as they can be."""
+        app, size = self._app, 1
+        alike = {m.metadata.message_type for m in queue} == {MessageType.TRAIN}
+        known = all(self._is_registered(m) for m in queue)
+        if self._cohort != "off" and alike and known and isinstance(app, BlockApp):
+            context = self._context(self.roster.client(queue[0].metadata.dst_node_id))
+            size = app.block_size(queue[0], context, self._cohort)
+        count = -(-len(queue) // size)
+        cuts = [len(queue) * number // max(count, 1) for number in range(count + 1)]
+        return [queue[start:end] for start, end in itertools.pairwise(cuts)]
+
+    def _answer_all(
+        self, block: list[Message], shared: dict[int, tuple[ArrayRecord, ArrayRecord]]
+    ) -> list[Message]:
+        """Answer a block at once or, if that is not possible, message by message."""
+        app, reason = self._app, None
+        if len(block) > 1 and isinstance(app, BlockApp):
+            contexts = [self._context(self.roster.client(m.metadata.dst_node_id)) for m in block]
+            for message in block:
+                self._stamp(message)
+            try:
+                replies = app.train_block(block, contexts, self._cohort)
+            except Exception as error:  # one by one shows whose error it is, or that there is none
+                reason = f"a block failed with {type(error).__name__}: {error}"
+            else:
+                for context in contexts:
+                    self._keep(context)
+                return [self._finish(reply) for reply in replies]
+        replies = [self._answer(message, shared) for message in block]
+        if reason is not None and isinstance(app, BlockApp):
+            app.decline(contexts[0], self._cohort, reason)
+        return replies
 
     def _answer(
         self, message: Message, shared: dict[int, tuple[ArrayRecord, ArrayRecord]]
@@ -139,7 +182,7 @@ class LocalGrid(Grid):
         """Run one message and return its reply."""
         self._stamp(message)
         client_id = self.roster.client(message.metadata.dst_node_id)
-        if not 0 <= client_id < self.roster.num_clients:
+        if not self._is_registered(message):
             error = Error(ErrorCode.NODE_UNAVAILABLE, f"no client has node id {client_id}")
             return self._stamp(Message(error, reply_to=message))
         message.content = _own_copy(message.content, shared)
@@ -152,13 +195,27 @@ class LocalGrid(Grid):
                 raise
             reason = f"{type(error).__name__}: {error}"
             reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
-        if len(context.state) > 0:
-            self.store.put(client_id, context.state)
+        self._keep(context)
+        return self._finish(reply)
+
+    def _finish(self, reply: Message) -> Message:
+        """The reply as strategies read it: arrays decoded, numbered."""
         if reply.has_content():
-            for name, record in reply.content.items():
+            content = LocalContent.of(reply.content)
+            for name, record in content.items():
                 if isinstance(record, ArrayRecord):
-                    reply.content[name] = decoded(record)
+                    fill(content, {name: decoded(record)})
+            reply.content = content
         return self._stamp(reply)
+
+    def _is_registered(self, message: Message) -> bool:
+        client_id = self.roster.client(message.metadata.dst_node_id)
+        return 0 <= client_id < self.roster.num_clients
+
+    def _keep(self, context: Context) -> None:
+        """Store what a client remembers, if anything."""
+        if len(context.state) > 0:
+            self.store.put(self.roster.client(context.node_id), context.state)
 
     def _context(self, client_id: int) -> Context:
         state = self.store.get(client_id)

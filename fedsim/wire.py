@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
-from fedsim.arrays import Params, Records, num_bytes, to_params, to_record
+from fedsim.arrays import Params, Records, fill, num_bytes, to_params, to_record
 from fedsim.clock import Clock, Tick
 
 __all__ = ["Config", "Download", "Metrics", "Params", "Records", "Upload"]
@@ -64,8 +64,20 @@ def to_content(download: Download) -> RecordDict:
     return content
 
 
-def to_download(message: Message, context: Context, clock: Clock) -> Download:
+def to_download(
+    message: Message,
+    context: Context,
+    clock: Clock,
+    decoded: dict[int, Params] | None = None,
+) -> Download:
     """The download inside a message, from the client's point of view.
+
+    Args:
+        message: What the server sent.
+        context: The client's context, which tells its number.
+        clock: Tells the client's time.
+        decoded: Records that were decoded before, by the record's ``id``; filled here. For
+            messages that live at the same time and share records.
 
     Raises:
         ValueError: If the message carries no round, or the node has no ``partition-id``.
@@ -82,7 +94,10 @@ def to_download(message: Message, context: Context, clock: Clock) -> Download:
         if isinstance(record, ConfigRecord):
             config.update(record)  # type: ignore[arg-type]
         elif isinstance(record, ArrayRecord):
-            records[name] = to_params(record)
+            known = {} if decoded is None else decoded
+            if id(record) not in known:
+                known[id(record)] = to_params(record)
+            records[name] = known[id(record)]
     round_ = config.get(SERVER_ROUND)
     if not isinstance(round_, int):
         raise ValueError(f"the message needs an integer {SERVER_ROUND!r}, got {round_!r}")
@@ -92,9 +107,14 @@ def to_download(message: Message, context: Context, clock: Clock) -> Download:
 
 def to_reply(upload: Upload, message: Message) -> Message:
     """The reply that carries an upload."""
-    content = RecordDict({name: to_record(params) for name, params in upload.records.items()})
-    content["metrics"] = MetricRecord({NUM_EXAMPLES: upload.num_examples, **upload.metrics})
-    return Message(content, reply_to=message)
+    metrics: Metrics = {NUM_EXAMPLES: upload.num_examples, **upload.metrics}
+    plain = all(type(value) in (int, float) for value in metrics.values())
+    measured = fill(MetricRecord(), metrics) if plain else MetricRecord({**metrics})
+    content: dict[str, ArrayRecord | MetricRecord] = {
+        name: to_record(params) for name, params in upload.records.items()
+    }
+    content["metrics"] = measured
+    return Message(fill(RecordDict(), content), reply_to=message)
 
 
 def to_upload(reply: Message, client_id: int) -> Upload:
