@@ -39,6 +39,8 @@ class LocalEngine:
             raise ValueError("engine.device=cuda, but torch finds no CUDA device; use cpu")
         if kind == "mps" and not torch.backends.mps.is_available():
             raise ValueError("engine.device=mps, but torch finds no Apple GPU; use cpu")
+        if self.cohort is False:  # how YAML reads a bare `off`
+            object.__setattr__(self, "cohort", "off")
         size = self.cohort
         if isinstance(size, bool) or not (size in ("auto", "off") or isinstance(size, int)):
             raise ValueError(

@@ -153,6 +153,10 @@ def test_an_error_names_its_client():
     assert any("client 2" in note for note in caught.value.__notes__)
 
 
+def test_a_bare_off_of_yaml_is_understood():
+    assert LocalEngine(cohort=False).cohort == "off"
+
+
 @pytest.mark.parametrize("wrong", ["fast", 1, 0, True, 2.5])
 def test_the_engine_refuses_other_sizes(wrong):
     with pytest.raises(ValueError, match=r"engine\.cohort"):
