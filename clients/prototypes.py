@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -97,51 +97,44 @@ class Prototypes(Client):
         self._probe = probe
         self._table: Params = {}  # what the client at hand predicts with
         self._precision: Tensor | None = None
+        self._overlay: tuple[tuple[int, int], Params, Params, Params] | None = None
+        self.model.eval()  # for good: nothing here ever trains it
         self._field_test = FieldTest(self.scenario, self._embed)
 
     # ---- the course ------------------------------------------------------------------------
 
     def load(self, model: Model, down: Download, state: ClientState) -> None:
         """Bring the client's copy of the table up to date."""
-        model.eval()
-        table = overlaid(state.get(TABLE, {}), down.records[TABLE])
+        del model
+        table = self._updated(state.get(TABLE, {}), down.records[TABLE])
         if down.client_id is not None and down.records[TABLE]["classes"].numel():
             state[TABLE] = table
         self._adopt(table, down.records.get(MOMENTS))
 
-    def fit(self, batches: Iterator[Batch], down: Download, state: ClientState) -> float:
-        """Nothing to fit: a loss that does not exist."""
-        del batches, down, state
-        return float("nan")
-
     def train(self, down: Download, state: ClientState) -> Upload:
         """Report the mission, unless it was reported and merged before."""
-        client_id = self._trainee(down)
-        position = down.tick.experience
-        merged = int(down.records["merged"]["position"]) if "merged" in down.records else -1
-        if 0 <= position <= merged:
-            self.load(self.model, down, state)
-            return Upload(client_id=client_id, num_examples=0, records={})
+        client_id, position = self._trainee(down), down.tick.experience
         start = time.perf_counter()
-        upload = super().train(down, state)
-        if not upload.records:
-            return upload
-        classes = len(upload.records["statistics"]["classes"])
-        seconds = (time.perf_counter() - start) / max(classes, 1)
-        metrics: Metrics = {**upload.metrics, "update_s_per_class": seconds}
+        self.load(self.model, down, state)
+        merged = int(down.records["merged"]["position"]) if "merged" in down.records else -1
+        shard = None if position <= merged else self._shard(client_id, position)
+        if shard is None or len(shard) == 0:
+            return Upload(client_id=client_id, num_examples=0, records={})
+        records = self.upload(self.model, shard, down, state)
+        own = records["statistics"]
+        seconds = (time.perf_counter() - start) / max(len(own["classes"]), 1)
+        metrics: Metrics = {"update_s_per_class": seconds}
         if self._probe:
-            metrics |= self._copy_accuracies(upload.records["statistics"])
+            metrics |= self._copy_accuracies(own)
+        if self.tests_in_training(down):
+            metrics |= self.measure(down, state)
         return Upload(
-            client_id=client_id,
-            num_examples=upload.num_examples,
-            records=upload.records,
-            metrics=metrics,
+            client_id=client_id, num_examples=len(shard), records=records, metrics=metrics
         )
 
     def upload(self, model: Model, shard: Shard, down: Download, state: ClientState) -> Records:
         """Record ``statistics``: ``classes`` ``[k]``, ``sums`` ``[k, d]``, ``counts`` ``[k]``."""
-        del state
-        model.eval()
+        del model, state
         embeddings = self._embed(shard)
         if self._clip_norm is not None:
             embeddings = clip_rows(embeddings, self._clip_norm)
@@ -193,14 +186,23 @@ class Prototypes(Client):
 
     def _guarded(self, statistics: Statistics, down: Download) -> Statistics:
         """Without classes that are too small, and with noise."""
-        enough = statistics.counts >= self._min_count
-        if not bool(enough.all()):
+        if self._min_count > 1:
+            enough = statistics.counts >= self._min_count
             statistics = Statistics(*(part[enough] for part in statistics))
         if self._noise == 0.0 or self._clip_norm is None:
             return statistics
         path = (self.setting.seed, "privacy", down.tick.experience, self._trainee(down))
         noise = torch.randn(statistics.sums.shape, generator=generator(*path))
         return statistics._replace(sums=statistics.sums + self._noise * self._clip_norm * noise)
+
+    def _updated(self, held: Params, rows: Params) -> Params:
+        """The table with the rows that came, made once for all clients that hold the same."""
+        if not held or len(held["classes"]) == 0 or len(rows["classes"]) == 0:
+            return overlaid(held, rows)
+        key = held["means"].data_ptr(), rows["means"].data_ptr()
+        if self._overlay is None or self._overlay[0] != key:  # both are kept, so memory stays taken
+            self._overlay = key, held, rows, overlaid(held, rows)
+        return self._overlay[3]
 
     def _adopt(self, table: Params, moments: Params | None) -> None:
         self._table = table

@@ -37,7 +37,7 @@ class Table:
     counts: Tensor
     changed: Tensor
     outer: Tensor | None = None
-    missions: dict[int, list[int]] = field(default_factory=dict)
+    missions: dict[int, tuple[int, ...]] = field(default_factory=dict)
     synced: dict[int, int] = field(default_factory=dict)
     refused: int = 0
     measures: dict[str, float] = field(default_factory=dict)
@@ -99,7 +99,7 @@ class Prototypes(Strategy[Table]):
 
     def aggregate(self, tick: Tick, state: Table, uploads: Iterable[Upload]) -> Table:
         """The table with every mission that was not merged before."""
-        missions = {client: list(known) for client, known in state.missions.items()}
+        missions = dict(state.missions)
         synced, refused, outer = dict(state.synced), state.refused, state.outer
         parts: list[Statistics] = []
         measured: list[dict[str, float]] = []
@@ -107,10 +107,11 @@ class Prototypes(Strategy[Table]):
             record, client = upload.records["statistics"], upload.client_id
             synced[client] = tick.round - 1
             mission = int(record["mission"])
-            if mission in missions.get(client, ()):
+            known = missions.get(client, ())
+            if mission in known:
                 refused += 1
                 continue
-            missions.setdefault(client, []).append(mission)
+            missions[client] = (*known, mission)
             parts.append(
                 Statistics(record["classes"], record["sums"], record["counts"].to(torch.int64))
             )

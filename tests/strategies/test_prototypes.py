@@ -150,7 +150,7 @@ def test_aggregation_leaves_the_state_it_was_given_alone():
     state = server.aggregate(tick(1), server.init({}), [upload(0, 0, [1], [[2.0]], [1])])
     server.aggregate(tick(2), state, [upload(0, 1, [1], [[2.0]], [1])])
     assert state.sums.tolist() == [[2.0]]
-    assert state.missions == {0: [0]}
+    assert state.missions == {0: (0,)}
 
 
 # ---- whole runs -------------------------------------------------------------------------------
