@@ -1,0 +1,1 @@
+"""Claims of papers as checks, one module per `fedsim-reproduce NAME` with `checks(runner)`."""

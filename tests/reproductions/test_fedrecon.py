@@ -1,0 +1,52 @@
+from reproductions import fedrecon
+from tests.reproductions.test_reproduce import runner
+
+GOOD = {
+    "test_accuracy": 0.9,
+    "forgetting_unexplained": 0.0,
+    "measure/upload_bytes_per_class": 276.0,
+    "measure/update_s_per_class": 0.001,
+    "measure/after/field": 0.9,
+    "measure/after/field_among_field": 0.95,
+    "measure/after/base": 0.8,
+    "measure/before/base": 0.8,
+    "measure/before/field": 0.8,
+    "measure/before/mission": 0.8,
+    "upload_bytes/statistics": 1,
+}
+
+
+def answers(good, naive=0.3):
+    def summaries(node):
+        is_baseline = node["client"]["_target_"] != "clients.prototypes.Prototypes"
+        return {**good, "test_accuracy": naive} if is_baseline else good
+
+    return summaries
+
+
+def verdicts(tmp_path, summaries):
+    made, calls = runner(tmp_path, summaries)
+    return [check.holds for check in fedrecon.checks(made)], calls
+
+
+def test_good_numbers_hold_and_every_run_can_be_composed(tmp_path):
+    holds, calls = verdicts(tmp_path, answers(GOOD))
+    assert False not in holds
+    assert holds.count(True) == 7
+    assert len(calls) == 2 + 2 + 2 * 2 + 1  # digits, ours and two baselines per seed, missions
+    assert all("probe" not in n["client"] for n in calls if n["strategy"].get("min_train_nodes"))
+
+
+def test_bad_numbers_fail(tmp_path):
+    bad = {
+        **GOOD,
+        "test_accuracy": 0.4,
+        "forgetting_unexplained": 0.01,
+        "measure/upload_bytes_per_class": 500.0,
+        "upload_bytes/arrays": 7,
+        "measure/after/field": 0.5,
+        "measure/after/field_among_field": 0.4,
+    }
+    holds, _ = verdicts(tmp_path, answers(bad, naive=0.39))
+    assert holds.count(False) == 7
+    assert True not in holds

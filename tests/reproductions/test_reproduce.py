@@ -1,0 +1,52 @@
+import json
+import math
+
+import pytest
+
+from fedsim import reproduce
+from fedsim.reproduce import Check, Runner, known, mean, show
+
+
+def runner(tmp_path, summaries, seeds=(0, 1)):
+    """A runner whose simulations are answered from a table, and the calls it made."""
+    calls = []
+
+    def simulate(node, run_dir):
+        calls.append(node)
+        run_dir.mkdir(parents=True)
+        (run_dir / "summary.json").write_text(json.dumps(summaries(node)))
+        return summaries(node)
+
+    return Runner(folder=tmp_path, seeds=seeds, simulate=simulate), calls
+
+
+def test_a_finished_run_is_read_and_not_repeated(tmp_path):
+    made, calls = runner(tmp_path, lambda _: {"test_accuracy": 0.5})
+    assert made.run("seed=1") == made.run("seed=1") == {"test_accuracy": 0.5}
+    made.run("seed=2")
+    assert [node["seed"] for node in calls] == [1, 2]
+    made.run("seed=2", "training.epochs=7")  # another configuration is another run
+    assert len(calls) == 3
+
+
+def test_every_seed_is_a_run_and_means_are_over_them(tmp_path):
+    made, calls = runner(tmp_path, lambda node: {"x": node["seed"]})
+    summaries = made.over_seeds("num_clients=2")
+    assert [(node["num_clients"], node["seed"]) for node in calls] == [(2, 0), (2, 1)]
+    assert mean(summaries, "x") == 0.5
+    assert math.isnan(mean(summaries, "absent"))
+
+
+def test_only_claims_that_fail_are_counted(capsys):
+    checks = [
+        Check(claim="c", wanted="w", ours="o", holds=holds) for holds in (True, False, None, False)
+    ]
+    assert show("name", iter(checks)) == 2
+    assert "FAILS" in capsys.readouterr().out
+
+
+def test_an_unknown_name_is_told_the_known_ones(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["fedsim-reproduce", "nothing"])
+    with pytest.raises(SystemExit, match="fedrecon"):
+        reproduce.main()
+    assert "fedrecon" in known()
