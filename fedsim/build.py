@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from fedsim.checks import ConfigError, Node
 from fedsim.client import Setting
 from fedsim.model import Model
+from fedsim.modes import in_mode
 from fedsim.scenario import Scenario
 from fedsim.simulation import Simulation, check_clock, check_evaluation
 
@@ -37,6 +38,7 @@ def build(node: Node) -> Simulation:
 
     What needs no data is built first, so that most mistakes show before any is loaded.
     """
+    node = in_mode(node)
     torch.set_num_threads(1)  # more threads split sums differently: other bits on other machines
     clock = make(node, "clock")
     backbone = make(node, "backbone")

@@ -10,6 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from fedsim.checks import CONF, RESERVED, ConfigError, Node, check
+from fedsim.modes import check_mode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +82,7 @@ def resolve(config: DictConfig) -> Node:
         raise ConfigError(f"expected a mapping at the top of the configuration, got {type(node)}")
     plain: Node = {str(key): value for key, value in node.items() if key != "hydra"}
     check(plain)
+    check_mode(plain)
     stripped: Node = _strip(plain)
     return stripped
 

@@ -85,16 +85,18 @@ def simulate(node: Node, run_dir: Path, *, started: float) -> "Row":
     logging.getLogger("flwr").setLevel(logging.ERROR)  # its strategies narrate every round
     engine = make(node, "engine")
     simulation = build(node)
+    setting = simulation.setting
     try:
         results = Results(run_dir, personal=simulation.personal, overwrite=node["overwrite"])
     except RunExistsError as error:
         raise ConfigError(str(error)) from error
     save_config(node, run_dir)
     write_environment(run_dir)
-    setting = simulation.setting
     write_json(run_dir / "scenario.json", describe(setting.scenario, setting.clock))
     app = client_app_of(lambda _: simulation.client)
-    grid = engine.grid(app, num_clients=node["num_clients"], seed=node["seed"], run_dir=run_dir)
+    grid = engine.grid(
+        app, num_clients=setting.scenario.num_clients, seed=node["seed"], run_dir=run_dir
+    )
     for logger in simulation.loggers:
         logger.start(run_dir, node)
     with ProgressBar(simulation.setting.clock, shown=node["progress"]) as bar:
