@@ -31,7 +31,7 @@ class LocalEngine:
     raise_errors: bool = True
     shuffle: bool = False
     keep_states: int | None = None
-    cohort: CohortSize = "auto"
+    cohort: CohortSize = "off"
 
     def __post_init__(self) -> None:
         kind = torch.device(self.device).type
