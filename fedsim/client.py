@@ -135,6 +135,16 @@ class Client:
             metrics=metrics,
         )
 
+    def train_cohort(
+        self, downs: Sequence[Download], states: Sequence[ClientState]
+    ) -> list[Upload]:
+        """One round of several clients, uploads in the order of the downloads.
+
+        A method that trains many at once in a way of its own overrides this; it is called where
+        ``engine.cohort`` allows it, and must give what :meth:`train` gives up to rounding.
+        """
+        return [self.train(*pair) for pair in zip(downs, states, strict=True)]
+
     def evaluate(self, down: Download, state: ClientState) -> Upload:
         """Accuracy and loss on the test data of every experience.
 

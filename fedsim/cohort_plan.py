@@ -117,7 +117,8 @@ class Cohort:
     optimiser's moments stay with it, if the optimiser mixes the elements of a tensor, or if a block
     shows that its methods depend on which client they run for in a way that no tensor tells. The
     reason is logged once. The first block of every kind is checked: one of its clients is trained
-    by the per-client loop too, and both must agree.
+    by the per-client loop too, and both must agree. A client that overrides ``train_cohort`` does
+    all of this in its own way.
 
     Args:
         client: Serves all clients.
@@ -142,7 +143,8 @@ class Cohort:
             return 1
         if self._size is None:
             try:
-                self._size = self._choose(down, state)
+                own = self.client.overrides("train_cohort")
+                self._size = self._largest() if own else self._choose(down, state)
             except UnstackableError as error:
                 self.decline(str(error))
                 return 1
@@ -172,6 +174,8 @@ class Cohort:
         Raises:
             UnstackableError: If the clients cannot be trained at once.
         """
+        if self.client.overrides("train_cohort"):
+            return self.client.train_cohort(downs, states)
         kinds: dict[_Kind, list[int]] = {}
         uploads: dict[int, Upload] = {}
         least = MIN_BLOCK if self._wanted == "auto" else 2
@@ -204,6 +208,10 @@ class Cohort:
             return None
         shard = self.client._shard(client_id, down.tick.experience)
         return shard if len(shard) else None
+
+    def _largest(self) -> int:
+        """Clients a block at most, for a method that trains blocks in its own way."""
+        return self._wanted if isinstance(self._wanted, int) else MAX_BLOCK
 
     def _choose(self, down: Download, state: ClientState) -> int:
         reason = _objection(self.client)
@@ -260,6 +268,8 @@ def _objection(client: "Client") -> str | None:
     overridden = [name for name in COURSE if client.overrides(name)]
     if overridden:
         return f"it overrides {', '.join(overridden)}"
+    if client.setting.evaluation.in_training:
+        return "clients are tested in training (evaluation.when=after_training)"
     if client.training.keep_optimizer:
         return "the optimiser's moments stay with the client (training.keep_optimizer)"
     probe = client.training.optimizer([torch.nn.Parameter(torch.zeros(1))])

@@ -6,15 +6,21 @@ import pytest
 import torch
 
 from clients.fedpub import FedPub, Masking
+from fedsim.apps import client_app_of
+from fedsim.arrays import to_record
 from fedsim.backbones.graph import GAT, GCN
 from fedsim.client import Setting, initial_model
 from fedsim.clock import Clock
 from fedsim.evaluation import Evaluation
+from fedsim.grid import LocalGrid
+from fedsim.loop import Loop
 from fedsim.model import Model
+from fedsim.sampling import Uniform
 from fedsim.state import ClientState
 from fedsim.training import LocalTraining, cosine
 from fedsim.wire import Download
 from scenarios.graph_data import GraphDataset
+from strategies.fedpub import FedPub as Server
 from tests.scenarios.graph_toy import planted, scenario
 
 ROUNDS = 4
@@ -179,3 +185,27 @@ def test_what_cannot_be_stacked_is_trained_one_by_one(options, why):
     assert why in served.reason
     if "optimizer" not in options:
         assert_same(rounds(served, at_once=True), rounds(client(**options), at_once=False))
+
+
+@pytest.mark.parametrize(("cohort", "calls"), [("auto", [4] * 4), (2, [2] * 8), ("off", [])])
+def test_the_engine_asks_for_blocks(cohort, calls, monkeypatch):
+    served = client()
+    seen = []
+    at_once = FedPub.train_cohort
+
+    def counted(self, downs, states):
+        seen.append(len(downs))
+        return at_once(self, downs, states)
+
+    monkeypatch.setattr(FedPub, "train_cohort", counted)
+    grid = LocalGrid(client_app_of(lambda _: served), 4, raise_errors=True, cohort=cohort)
+    samplers = {"sampler": Uniform(seed=0), "evaluation_sampler": Uniform(seed=0)}
+    loop = Loop(
+        strategy=Server(**samplers), grid=grid, roster=grid.roster, seed=0,
+        clock=served.setting.clock,
+        evaluation=served.setting.evaluation,
+    )  # fmt: skip
+    logs = list(loop.run(to_record(dict(initial_model(served.setting).state_dict()))))
+    assert seen == calls
+    assert [len(log.evaluations) for log, _ in logs[1:]] == [0, 4, 0, 4]
+    assert grid.store.ids() == [0, 1, 2, 3]
