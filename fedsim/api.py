@@ -130,6 +130,19 @@ class Run:
         """One line per refused update: round, client, reason."""
         return _lines(self.path / "rejections.jsonl")
 
+    @cached_property
+    def pairs(self) -> list[dict[str, Any]]:
+        """Numbers between pairs of clients, of the last round that has them.
+
+        One entry per kind, e.g. FED-PUB's ``similarity``: ``name``, ``round``, ``clients`` and
+        ``values`` ``[C, C]``.
+        """
+        path = self.path / "matrices.jsonl"
+        last: dict[str, str] = {}
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+            last[line.split(",", 1)[0]] = line  # a line begins with its name; parse the last only
+        return [json.loads(line) for line in last.values() if line.endswith("}")]
+
     @property
     def finished(self) -> bool:
         """Whether the run came to its end."""
@@ -197,6 +210,12 @@ class Run:
         from fedsim.report.plots import clients_plot
 
         return clients_plot({"": [self.clients]})
+
+    def plot_pairs(self) -> "list[Plot]":
+        """A heat map for every kind of number between pairs of clients."""
+        from fedsim.report.plots import pairs_plot
+
+        return [pairs_plot(entry) for entry in self.pairs]
 
     def plot_cut(self) -> "Plot":
         """How many examples of each class every client holds."""

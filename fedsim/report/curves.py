@@ -39,20 +39,22 @@ def accuracy_plot(methods: Runs, against: str, name: str = "accuracy") -> Plot:
         if table["half"].notna().any():
             low, high = table["mean"] - table["half"], table["mean"] + table["half"]
             axes.fill_between(table["x"], low.clip(0), high.clip(upper=1), color=color, alpha=0.15)
+    boundaries = []
     if against == "rounds":
         first = next((run for runs in methods.values() for run in runs), None)
-        for end in _boundaries(first):
+        boundaries = _boundaries(first)
+        for end in boundaries:
             axes.axvline(end, color="#999999", lw=0.7, ls=":")
     axes.set_ylim(0, 1.02)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=against == "rounds"))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=against == "rounds"))
     axes.set_xlabel(AXES[against])
     axes.set_ylabel("test accuracy")
-    legend_below(figure, len([label for label in methods if label]))
+    legend_below(figure, [label for label in methods if label])
     several = any(len(runs) > 1 for runs in methods.values())
     caption = "Accuracy on all test data." + (
         " Bands: 95 % confidence interval over seeds." if several else ""
     )
-    if against == "rounds":
+    if boundaries:
         caption += " Dotted: the next experience begins."
     title = f"Accuracy against {against}"
     return Plot(name=f"{name}-{against}", title=title, caption=caption, figure=figure)
@@ -107,7 +109,7 @@ def forgetting_plot(methods: Runs, name: str = "forgetting") -> Plot:
     axes.set_xticks(range(experiences), [str(e + 1) for e in range(experiences)])
     axes.set_xlabel("experience")
     axes.set_ylabel("forgetting")
-    legend_below(figure, len([label for label in methods if label]))
+    legend_below(figure, [label for label in methods if label])
     caption = "Best accuracy ever on an experience minus the accuracy at the end; lower is better."
     return Plot(name=name, title="Forgetting", caption=caption, figure=figure)
 

@@ -108,7 +108,7 @@ def links_plot(cut: Cut, name: str = "links") -> Plot:
     axes.set_xlabel("client")
     axes.set_ylabel("links")
     axes.grid(visible=False, axis="x")
-    legend_below(figure, entries=2)
+    legend_below(figure, ["inside", "to other clients"])
     caption = "Links of each client's nodes; the orange ones were cut."
     return Plot(name=name, title="Links", caption=caption, figure=figure)
 

@@ -34,6 +34,7 @@ td { border-bottom: 1px solid #eee; }
 td.number, th.number { text-align: right; padding-left: .7rem; }
 td.number { white-space: nowrap; }
 tr.block td { border-top: 1px solid #888; }
+.narrow td:last-child { overflow-wrap: anywhere; }
 td:only-child { overflow-wrap: anywhere; font-family: monospace; }
 figure h3 { overflow-wrap: anywhere; }
 @media print { nav { display: none; } figure { break-inside: avoid; } }

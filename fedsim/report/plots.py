@@ -106,10 +106,11 @@ def short(text: str, length: int = 34) -> str:
     return f"{text[:half]}…{text[-half:]}"
 
 
-def legend_below(figure: Figure, entries: int) -> None:
+def legend_below(figure: Figure, labels: Sequence[str]) -> None:
     """A legend under the picture, where it covers nothing."""
-    if entries > 1:
-        columns = 2 if entries > 2 else entries
+    if len(labels) > 1:
+        longest = max(len(short(label)) for label in labels)
+        columns = 3 if longest < 12 else 2 if longest < 22 else 1
         figure.legend(loc="outside lower left", ncols=columns, frameon=False, fontsize=8.5)
 
 
@@ -166,6 +167,29 @@ def clients_plot(methods: Mapping[str, Sequence["pd.Series"]], name: str = "clie
         " the bar is a run's median."
     )
     return Plot(name=name, title="Clients", caption=caption, figure=figure)
+
+
+def pairs_plot(entry: Mapping[str, Any], name: str = "pairs") -> Plot:
+    """Numbers between pairs of clients as a heat map.
+
+    Args:
+        entry: ``name``, ``round``, ``clients`` and ``values`` ``[C, C]``.
+        name: File name.
+    """
+    values = np.asarray(entry["values"], dtype=float)
+    clients = [str(client) for client in entry["clients"]]
+    figure, axes = canvas(height=3.7)
+    axes.grid(visible=False)
+    image = axes.imshow(values, cmap="viridis")
+    step = max(1, math.ceil(len(clients) / 12))
+    axes.set_xticks(range(0, len(clients), step), clients[::step])
+    axes.set_yticks(range(0, len(clients), step), clients[::step])
+    axes.set_xlabel("client")
+    axes.set_ylabel("client")
+    figure.colorbar(image, ax=axes, shrink=0.85)
+    kind = str(entry["name"]).replace("_", " ")
+    caption = f"Between the clients of round {entry['round']}, the last one with these numbers."
+    return Plot(name=name, title=kind.capitalize(), caption=caption, figure=figure)
 
 
 def _dots(axes: "Axes", row: int, values: Any) -> None:

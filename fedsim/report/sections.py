@@ -10,7 +10,7 @@ from fedsim.api import Run
 from fedsim.report.curves import AXES, accuracy_plot, forgetting_plot
 from fedsim.report.cuts import cut_facts, cut_plots
 from fedsim.report.measures import paired_table, ranks_table, results_tables
-from fedsim.report.plots import COLORS, Plot, clients_plot, matrix_plot, slug
+from fedsim.report.plots import COLORS, Plot, clients_plot, matrix_plot, pairs_plot, slug
 from fedsim.report.study import Study
 from fedsim.report.tables import Column, Table
 
@@ -146,6 +146,10 @@ def _clients(study: Study) -> Iterator[Plot]:
         for part, chunk in enumerate(_chunks(series)):
             plot = clients_plot(chunk, slug(f"clients {scenario} {part or ''}"))
             yield _titled(plot, scenario)
+    for group in study.groups[:MAX_MAPS]:
+        for entry in group.runs[0].pairs:
+            name = slug(f"{entry['name']} {group.label}")
+            yield _titled(pairs_plot(entry, name), group.label if len(study.groups) > 1 else "")
 
 
 def _cuts(study: Study) -> Section:

@@ -16,6 +16,7 @@ SCENARIO = (
     "evaluation", "evaluation_participation",
 )  # fmt: skip
 _IGNORED = ("seed", "name", "progress", "overwrite", "objective", "logger", "experiment", "sweep")
+_FIRST = ("mode", "strategy", "client", "dataset", "scenario", "partition")  # said before the rest
 _PLAIN = {"_target_": "", "num_clients": "clients", "rounds_per_experience": "rounds"}
 Values = tuple[str, ...]  # of one key, one per run
 
@@ -85,12 +86,28 @@ class Study:
         """Every method, in order of appearance."""
         return list(dict.fromkeys(group.method for group in self.groups))
 
+    @cached_property
+    def _telling(self) -> dict[bool, list[str]]:
+        """Keys that tell scenarios (True) and methods (False) apart, as few as possible."""
+        telling: dict[bool, list[str]] = {}
+        for about_data in (True, False):
+            keys = [k for k in self.varying if (k.split(".")[0] in SCENARIO) == about_data]
+            keys.sort(key=lambda k: _FIRST.index(k) if k in _FIRST else len(_FIRST))
+            columns = {key: self.varying[key] for key in keys}
+            kept: list[str] = []
+            for key in keys:
+                before = len(set(zip(*(columns[k] for k in kept), strict=True))) if kept else 1
+                if len(set(zip(*(columns[k] for k in (*kept, key)), strict=True))) > before:
+                    kept.append(key)
+            telling[about_data] = kept
+        return telling
+
     def _group(self, key: Values, runs: Sequence[Run]) -> Group:
         settings = dict(zip(self.varying, key, strict=True))
-        words: dict[bool, list[str]] = {True: [], False: []}
-        for name, value in settings.items():
-            if value:
-                words[name.split(".")[0] in SCENARIO].append(in_words(name, value))
+        words = {
+            about_data: [in_words(k, settings[k]) for k in keys if settings[k]]
+            for about_data, keys in self._telling.items()
+        }
         return Group(
             scenario=", ".join(words[True]),
             method=", ".join(words[False]) or self._fallback(),

@@ -133,9 +133,10 @@ class Table:
                     for i, row in enumerate(self.rows)
                     if blocks[i] == block and _number(row[j]) != ""
                 }
-                if len(set(values.values())) > 1:
-                    top = pick(values.values())
-                    found |= {(i, j) for i, value in values.items() if value == top}
+                texts = {i: shown(value, column.kind) for i, value in values.items()}
+                if len(set(texts.values())) > 1:  # what reads alike is alike
+                    top = texts[pick(values, key=values.__getitem__)]
+                    found |= {(i, j) for i, text in texts.items() if text == top}
         return found
 
 

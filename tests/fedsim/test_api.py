@@ -1,5 +1,6 @@
 """Runs from Python."""
 
+import json
 import subprocess
 import sys
 
@@ -87,3 +88,15 @@ def test_importing_fedsim_is_light():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+def test_numbers_between_clients_are_drawn(tmp_path):
+    lines = [
+        {"name": "similarity", "round": r, "clients": [0, 2], "values": [[1, r / 10], [r / 10, 1]]}
+        for r in (1, 2)
+    ]
+    (tmp_path / "matrices.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    run = fedsim.load(tmp_path)
+    assert run.pairs == [lines[1]]
+    assert [plot.title for plot in run.plot_pairs()] == ["Similarity"]

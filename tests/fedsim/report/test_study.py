@@ -42,8 +42,18 @@ def test_without_known_choices_classes_name_what_differs(tmp_path):
         folder = write_run(tmp_path / strategy, strategy=strategy)
         (folder / ".hydra" / "hydra.yaml").unlink()
     found = study([tmp_path])
-    assert "strategy._target_" in found.varying
-    assert sorted(group.method for group in found.groups) == ["fedavg", "fedprox, mu 0.1"]
+    assert set(found.varying) == {"strategy._target_", "strategy.mu"}
+    assert sorted(group.method for group in found.groups) == ["fedavg", "fedprox"]
+
+
+def test_labels_hold_no_more_than_tells_methods_apart(tmp_path):
+    write_run(tmp_path / "a", strategy="fedavg", accuracy=0.5)
+    folder = write_run(tmp_path / "b", strategy="fedprox", accuracy=0.6)
+    hydra = folder / ".hydra" / "hydra.yaml"
+    hydra.write_text(hydra.read_text().replace("client: sgd", "client: fedprox"))
+    found = study([tmp_path])
+    assert set(found.varying) == {"strategy", "client"}
+    assert [group.method for group in found.groups] == ["fedavg", "fedprox"]
 
 
 def test_a_value_that_depends_on_more_than_the_choice_is_kept(tmp_path):
