@@ -23,6 +23,7 @@ BASELINES = {
     ),
 }
 REPLAY = ("client=replay", "client.memory=3000", "client.replay_batch=120", "seed=0", *HEAD)
+BRIEF = ("encoder=prototypical", "encoder.training.episodes=130", "encoder.training.ways=30")
 WANTED_ACCURACY = 0.86
 WANTED_GAP = 0.22
 EXACT = 1e-6
@@ -34,6 +35,7 @@ MODEL_BYTES = 4 * 112_000  # weights of the 4-conv encoder, at least
 def checks(runner: Runner) -> Iterator[Check]:
     """All checks, cheap ones first."""
     yield from _digits(runner)
+    yield from _encoders(runner)
     yield from _classwise(runner)
     yield from _missions(runner)
 
@@ -61,6 +63,24 @@ def _digits(runner: Runner) -> Iterator[Check]:
         wanted="at most 35 %",
         ours=f"{naive['test_accuracy']:.1%}",
         holds=naive["test_accuracy"] <= 0.35,
+    )
+
+
+def _encoders(runner: Runner) -> Iterator[Check]:
+    """What the encoder contributes: none, and a few minutes of training."""
+    raw = runner.run(OMNIGLOT, "encoder=identity")["test_accuracy"]
+    yield Check(
+        claim="Omniglot class by class, 600 classes, raw pixels instead of an encoder",
+        wanted="at most 30 %",
+        ours=f"{raw:.1%}",
+        holds=raw <= 0.30,
+    )
+    brief = runner.run(OMNIGLOT, *BRIEF)["test_accuracy"]
+    yield Check(
+        claim="... with an encoder after 130 episodes of 30 ways",
+        wanted="at least 55 %",
+        ours=f"{brief:.1%}",
+        holds=brief >= 0.55,
     )
 
 
