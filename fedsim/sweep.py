@@ -118,7 +118,7 @@ class Ledger:
         )
         failed = {name: entry for name, entry in jobs.items() if entry["event"] == "failed"}
         if failed:
-            _show(failed, sweep_dir)
+            _show(failed, distinguishing(jobs), sweep_dir)
             sys.exit(FAILED)
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
@@ -193,7 +193,17 @@ def last_events(entries: Iterable[Entry]) -> dict[str, Entry]:
     return {entry["job"]: entry for entry in entries if "job" in entry}
 
 
-def _show(failed: dict[str, Entry], sweep_dir: Path) -> None:
+def distinguishing(names: Iterable[str]) -> dict[str, str]:
+    """The names without the overrides that all of them have; whole where nothing would be left."""
+    parts = {name: name.split(",") for name in names}
+    common = set.intersection(*map(set, parts.values())) if parts else set()
+    return {
+        name: ",".join(part for part in words if part not in common) or name
+        for name, words in parts.items()
+    }
+
+
+def _show(failed: dict[str, Entry], distinct: dict[str, str], sweep_dir: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -201,7 +211,7 @@ def _show(failed: dict[str, Entry], sweep_dir: Path) -> None:
     table.add_column("job", overflow="fold")
     table.add_column("error", overflow="fold")
     for name, entry in failed.items():
-        table.add_row(name, entry["error"])
+        table.add_row(distinct[name], entry["error"])
     console = Console(stderr=True)
     console.print(table)
     console.print(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fedsim.checks import ConfigError
-from fedsim.sweep import FAILED, LEDGER, Job, last_events, read, this_call
+from fedsim.sweep import FAILED, LEDGER, Job, distinguishing, last_events, read, this_call
 
 TOY = [
     "dataset=toy", "dataset.train_examples=120", "clock.rounds_per_experience=1",
@@ -137,6 +137,12 @@ def test_named_sweeps_compose(path):
     for key, values in whole.hydra.sweeper.params.items():
         for value in str(values).split(","):
             resolve(compose([f"sweep={path.stem}", f"{key}={value}"]))
+
+
+def test_jobs_are_named_by_what_tells_them_apart():
+    names = ["a=1,b=2,seed=0", "a=1,b=3,seed=0"]
+    assert list(distinguishing(names).values()) == ["b=2", "b=3"]
+    assert distinguishing(["a=1"]) == {"a=1": "a=1"}
 
 
 def test_an_objective_that_does_not_exist_is_named():
