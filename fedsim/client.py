@@ -212,14 +212,14 @@ class Client:
         if arrays.keys() != self._slots.keys():
             wrong = sorted(arrays.keys() ^ self._slots.keys())
             raise ValueError(f"the download's tensors are not the model's: {', '.join(wrong[:5])}")
+        values = [arrays[name] for name in self._slots]
+        for (name, slot), value in zip(self._slots.items(), values, strict=True):
+            if slot.shape != value.shape:
+                raise ValueError(
+                    f"{name!r}: expected shape {tuple(slot.shape)}, got {tuple(value.shape)}"
+                )
         with torch.no_grad():
-            for name, slot in self._slots.items():
-                if slot.shape != arrays[name].shape:
-                    raise ValueError(
-                        f"{name!r}: expected shape {tuple(slot.shape)}, got"
-                        f" {tuple(arrays[name].shape)}"
-                    )
-                slot.copy_(arrays[name])
+            torch._foreach_copy_(list(self._slots.values()), values)
 
     def tensors(self) -> Params:
         """The tensors behind the model's parameters and buffers, by name; not copies."""

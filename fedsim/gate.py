@@ -26,10 +26,10 @@ class Rejection:
 
 def is_finite(params: Params) -> bool:
     """Whether no floating-point value is NaN or infinite."""
-    floats = [t for t in params.values() if t.is_floating_point()]
-    if math.isfinite(sum(norm.item() for norm in torch._foreach_norm(floats)) if floats else 0.0):
+    floats = [t.reshape(-1) for t in params.values() if t.is_floating_point()]
+    if math.isfinite(sum(torch.dot(t, t).item() for t in floats)):
         return True
-    # the norm of large but finite values can overflow, so look again before saying no
+    # the squares of large but finite values can overflow, so look again before saying no
     return all(bool(torch.isfinite(t).all()) for t in floats)
 
 
