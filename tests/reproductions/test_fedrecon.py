@@ -35,9 +35,8 @@ def test_good_numbers_hold_and_every_run_can_be_composed(tmp_path):
     holds, calls = verdicts(tmp_path, answers(GOOD))
     assert False not in holds
     assert holds.count(True) == 9
-    assert (
-        len(calls) == 2 + 2 + 2 * 2 + 2
-    )  # digits, ours and two baselines per seed, replay, missions
+    # digits, encoders, ours, two baselines, replay, missions
+    assert len(calls) == 2 + 2 + 2 + 2 * 2 + 1 + 1
     assert all("probe" not in n["client"] for n in calls if n["strategy"].get("min_train_nodes"))
 
 
