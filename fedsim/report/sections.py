@@ -155,8 +155,11 @@ def _clients(study: Study) -> Iterator[Plot]:
 def _cuts(study: Study) -> Section:
     """How the data is dealt, by scenario; drawn for one seed."""
     items: list[Item] = []
-    known = [(s, next(iter(methods.values()))[0]) for s, methods in study.scenarios.items()]
-    known = [(scenario, run) for scenario, run in known if run.cut]
+    known = []
+    for scenario, methods in study.scenarios.items():
+        firsts = [runs[0] for runs in methods.values() if runs[0].cut]
+        if firsts:  # with mode=central all data is one client's: that is not how it is dealt
+            known.append((scenario, max(firsts, key=lambda run: int(run.cut["num_clients"]))))
     for scenario, run in known[:MAX_CUTS]:
         seed = run.config.get("seed", 0)
         title = f"Facts: {scenario}" if scenario else "Facts"
