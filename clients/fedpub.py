@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from clients.fedpub_cohort import Joint, joint_graph, reason_against, train_cohort
+from clients.fedpub_block import Joint, MeanGraph, joint_graph
+from clients.fedpub_cohort import reason_against, train_cohort
 from fedsim.arrays import Params, Records
 from fedsim.client import Client, Setting
 from fedsim.data import Batch, Inputs, Shard
@@ -48,8 +50,9 @@ class Masking:
         init: First masks: ``ones`` or ``xavier``.
         lr: Learning rate of the masks; None takes that of the weights.
         shrink: The L1 coefficient of a proximal step instead of a gradient: after every optimiser
-            step mask entries move by ``lr * shrink`` towards zero and stop there. The optimiser's
-            scale does not enter, so the masks get exact zeros without giving up the others.
+            step mask entries move by ``lr * shrink`` towards zero and stop there.
+        adaptive: Whether that step is taken in Adam's metric, ``lr * shrink / (sqrt(v) + eps)``:
+            entries of which the loss knows nothing are zero at once, important ones hardly move.
     """
 
     penalties: Penalties = "reference"
@@ -60,6 +63,7 @@ class Masking:
     init: Init = "ones"
     lr: float | None = None
     shrink: float = 0.0
+    adaptive: bool = False
 
     def __post_init__(self) -> None:
         if self.penalties not in get_args(Penalties):
@@ -98,7 +102,8 @@ class FedPub(Client):
     Source:
         Baek et al., Personalized Subgraph Federated Learning, ICML 2023, arXiv:2206.10206. As in
         its code the masked weights are those with two dimensions and more; proximal shrinking and
-        sparse transfer are ours.
+        sparse transfer are ours. The step in Adam's metric is that of Yun et al., Adaptive Proximal
+        Gradient Methods for Structured Neural Networks, NeurIPS 2021.
     """
 
     def __init__(
@@ -177,6 +182,11 @@ class FedPub(Client):
         """One round of several clients, all at once where the model allows it."""
         return train_cohort(self, downs, states)
 
+    @cached_property
+    def mean_proxy(self) -> MeanGraph:
+        """The shared random graph, prepared for embeddings of many models."""
+        return MeanGraph(self.model.backbone, self.proxy)  # type: ignore[arg-type]
+
     def joint(self, ids: Sequence[int]) -> Joint:
         """The clients' graphs as one; the last one is kept, for cohorts that stay the same."""
         if self._joint is None or self._joint[0] != tuple(ids):
@@ -213,9 +223,28 @@ class FedPub(Client):
         """Soft-threshold the masks after every step of the optimiser."""
         if self.masking.shrink == 0:
             return
-        rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
-        steps = [(mask, rates[id(mask)] * self.masking.shrink) for mask in own]
-        optimizer.register_step_post_hook(lambda *_: shrink(steps))
+        groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        if self.masking.adaptive and not isinstance(optimizer, torch.optim.Adam):
+            raise ValueError(
+                f"client.masking.adaptive needs optimizer=adam, got {type(optimizer).__name__}"
+            )
+
+        @torch.no_grad()
+        def shrink(*_: object) -> None:
+            for mask in own:
+                step = groups[id(mask)]["lr"] * self.masking.shrink
+                if self.masking.adaptive:
+                    step = step / adam_scale(optimizer.state[mask], groups[id(mask)])
+                mask.copy_(soft_threshold(mask, step))
+
+        optimizer.register_step_post_hook(shrink)
+
+
+def adam_scale(state: dict[str, Tensor], group: dict[str, Any]) -> Tensor:
+    """What Adam divides a step by, ``sqrt(v / (1 - beta^t)) + eps``, as the mask's shape."""
+    correction = 1.0 - float(group["betas"][1]) ** float(state["step"])
+    scale: Tensor = (state["exp_avg_sq"] / correction).sqrt_().add_(float(group["eps"]))
+    return scale
 
 
 def packed(arrays: Params, own: Params, threshold: float) -> Records:
@@ -227,10 +256,3 @@ def packed(arrays: Params, own: Params, threshold: float) -> Records:
         "bits": {name: bits for name, (bits, _) in parts.items()},
         "values": {name: values for name, (_, values) in parts.items()},
     }
-
-
-@torch.no_grad()
-def shrink(steps: list[tuple[nn.Parameter, float]]) -> None:
-    """Soft-threshold every mask by its step."""
-    for mask, step in steps:
-        mask.copy_(soft_threshold(mask, step))

@@ -13,7 +13,9 @@ from torch import Tensor
 from fedsim.arrays import Params
 from fedsim.backbones.graph import GCN
 from fedsim.backbones.graph_products import SparseMatrix
+from fedsim.client import Client
 from fedsim.data import Inputs
+from fedsim.scenario import Split
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +52,13 @@ class JointGraph:
         sparse = [f for f in features if f is not None]
         self._features = block_diagonal(sparse) if len(sparse) == len(features) else None
         self._dense = [graph.x for graph in graphs]
-        self._starts = [0, *torch.tensor(self.sizes).cumsum(0).tolist()]
+        self._rooms: dict[str, Tensor] = {}
+
+    def room(self, name: str, shape: torch.Size) -> Tensor:
+        """Memory for numbers that nobody keeps, the same every round: fresh pages cost time."""
+        if name not in self._rooms or self._rooms[name].shape != shape:
+            self._rooms[name] = torch.empty(shape)
+        return self._rooms[name]
 
     def rows(self, masks: Sequence[Tensor], targets: Sequence[Tensor]) -> Rows:
         """The nodes of every client's mask ``[m]`` with their classes."""
@@ -65,13 +73,30 @@ class JointGraph:
     def project(self, weight: Tensor) -> Tensor:
         """Every client's features times its weight, ``[m, d]`` for weights ``[k, d, D]``."""
         if self._features is not None:
-            return self._features.project(weight)
+            size = (weight.shape[0] * weight.shape[2], weight.shape[1])
+            return self._features.project(weight, self.room("projection", torch.Size(size)))
         parts = zip(self._dense, weight, strict=True)
         return torch.cat([x @ w.t() for x, w in parts])
 
     def multiply(self, x: Tensor, weight: Tensor) -> Tensor:
         """Every client's rows of ``x`` times its weight, ``[m, d']`` for weights ``[k, d', d]``."""
         return per_client(x, weight, self.sizes)
+
+
+Joint = tuple[JointGraph, dict[Split, Rows]]
+
+
+def joint_graph(client: Client, ids: Sequence[int]) -> Joint:
+    """The clients' subgraphs as one, and the rows of every split."""
+    splits: tuple[Split, ...] = ("train", "val", "test")
+    shards = {split: [client.scenario.shard(i, 0, split) for i in ids] for split in splits}
+    graphs = [shard.inputs for shard in shards["train"]]
+    graph = JointGraph(client.model.backbone, graphs)  # type: ignore[arg-type]
+    rows = {
+        split: graph.rows([s.inputs.mask for s in part], [s.targets for s in part])  # type: ignore[attr-defined]
+        for split, part in shards.items()
+    }
+    return graph, rows
 
 
 class Network:
@@ -112,31 +137,51 @@ class Network:
         scores = per_client(self._activate(x, sizes, noise), weights["head.weight"], sizes)
         return scores + weights["head.bias"][owner]
 
-    def embedding(self, links: SparseMatrix, x: Tensor, weights: Params) -> Tensor:
+    def embedding(self, graph: "MeanGraph", weights: Params) -> Tensor:
         """Mean over nodes of the last layer's output on one graph, ``[k, d]``.
 
         The mean commutes with the last layer, which then is one row per client.
         """
-        mean = links.columns @ torch.full((len(x), 1), 1.0 / len(x))  # every node's share in it
-        hidden = None
-        for layer in self._layers[:-1]:
+        first, last = self._layers[0], self._layers[-1]
+        weight, bias = weights[f"{first}.lin.weight"], weights[f"{first}.bias"]
+        if len(self._layers) == 1:
+            return torch.einsum("i,koi->ko", graph.mean @ graph.x, weight) + bias
+        flat = graph.mixed @ weight.reshape(-1, weight.shape[2]).t() + bias.reshape(-1)
+        for layer in self._layers[1:-1]:
             weight, bias = weights[f"{layer}.lin.weight"], weights[f"{layer}.bias"]
-            if hidden is None:
-                flat = x @ weight.reshape(-1, weight.shape[2]).t()
-            else:
-                flat = torch.einsum("nki,koi->nko", hidden, weight).flatten(1)
-            flat = links.rows @ flat + bias.reshape(-1)
-            hidden = self._activation(flat).view(len(x), *bias.shape)
-        last = self._layers[-1]
+            hidden = self._activation(flat).view(len(flat), len(weight), -1)
+            projected = torch.einsum("nki,koi->nko", hidden, weight).flatten(1)
+            flat = graph.links.rows @ projected + bias.reshape(-1)
+        pooled = (graph.mean @ self._activation(flat)).view(len(weight), -1)
         weight, bias = weights[f"{last}.lin.weight"], weights[f"{last}.bias"]
-        if hidden is None:
-            return torch.einsum("n,ni,koi->ko", mean.flatten(), x, weight) + bias
-        pooled = (mean.t() @ hidden.flatten(1)).view(bias.shape[0], -1)
         return torch.einsum("ki,koi->ko", pooled, weight) + bias
 
     def _activate(self, x: Tensor, sizes: Sequence[int], noise: "Noise | None") -> Tensor:
         active = self._activation(x)
         return active if noise is None else active * noise.like(active, sizes, self._dropout)
+
+
+class MeanGraph:
+    """A graph of which only means over its nodes are wanted.
+
+    Args:
+        backbone: Prepares its links.
+        graph: With dense features.
+
+    Attributes:
+        links: Normalised links ``[m, m]``.
+        x: Features ``[m, D]``.
+        mixed: Features after one step over the links, ``[m, D]``.
+        mean: What every node contributes to the mean after one step, ``[m]``.
+    """
+
+    def __init__(self, backbone: GCN, graph: Inputs) -> None:
+        self.links: SparseMatrix = backbone.products.links(graph)
+        self.x: Tensor = graph.x
+        self.mixed: Tensor = self.links.rows @ graph.x
+        self.mean = (
+            self.links.columns @ torch.full((len(graph.x), 1), 1.0 / len(graph.x))
+        ).flatten()
 
 
 class Noise:

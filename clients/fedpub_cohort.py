@@ -13,7 +13,7 @@ from torch import Tensor, nn, optim
 from torch.nn import functional
 from torch.optim import Optimizer
 
-from clients.fedpub_block import JointGraph, Network, Noise, Rows
+from clients.fedpub_block import Network, Noise, Rows
 from fedsim.arrays import Params
 from fedsim.backbones.graph import GCN
 from fedsim.client import ratios
@@ -21,13 +21,11 @@ from fedsim.functional.masks import cut, masks, weights
 from fedsim.scenario import Split
 from fedsim.seeding import derive
 from fedsim.state import ClientState
-from fedsim.training import optimizer_params
 from fedsim.wire import Download, Metrics, Upload
 
 if TYPE_CHECKING:
     from clients.fedpub import FedPub
 
-Joint = tuple[JointGraph, dict[Split, Rows]]
 ELEMENTWISE = (optim.SGD, optim.Adam, optim.AdamW, optim.RMSprop, optim.Adagrad)
 
 
@@ -103,18 +101,15 @@ class Block:
         client = self._client
         losses = self._fit()
         kept = {name: cut(m.detach(), self._options.threshold) for name, m in self._masks.items()}
-        product = {name: w.detach() for name, w in self._weights.items()}
-        product |= {name: product[name] * mask for name, mask in kept.items()}
         metrics: list[Metrics] = [{"loss": loss} for loss in losses]
-        if client.tests_in_training(self._downs[0]):
-            for mine, measured in zip(metrics, self._measure(product, kept), strict=True):
-                mine |= measured
         with torch.no_grad():
-            links = client.model.backbone.products.links(client.proxy)  # type: ignore[union-attr]
-            embeddings = self._network.embedding(links, client.proxy.x, product)
-        return [
-            self._upload(place, embeddings[place], metrics[place]) for place in range(len(losses))
-        ]
+            product = self._product(kept)
+            if client.tests_in_training(self._downs[0]):
+                for mine, measured in zip(metrics, self._measure(product, kept), strict=True):
+                    mine |= measured
+            embeddings = self._network.embedding(client.mean_proxy, product)
+        places = range(len(losses))
+        return [self._upload(place, embeddings[place], metrics[place]) for place in places]
 
     # ---- training --------------------------------------------------------------------------
 
@@ -125,21 +120,47 @@ class Block:
         seed = client.setting.seed
         noise = Noise([derive(seed, "noise", self._round, i) for i in self._ids])
         epochs = client.training.epochs
+        own: Params = {**self._masks}
         total = torch.zeros(len(self._ids))
         for epoch in range(epochs):
             optimizer.zero_grad(set_to_none=True)
-            product: Params = {**self._weights}
-            product |= {name: product[name] * mask for name, mask in self._masks.items()}
+            product = {n: t.detach().requires_grad_() for n, t in self._product(own).items()}
             scores = self._network.logits(self._graph, product, rows, noise)
             each = functional.cross_entropy(scores, rows.targets, reduction="none")
             losses = torch.zeros(len(self._ids)).index_add(0, rows.owner, each) / rows.counts
-            losses = losses + self._penalty(epoch)
             losses.sum().backward()  # type: ignore[no-untyped-call]
+            self._pass_on(product)
+            penalty = self._penalty(epoch)
+            if penalty.requires_grad:
+                penalty.sum().backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-            total += losses.detach()
+            total += losses.detach() + penalty.detach()
         if client.training.keep_optimizer:
             self._keep(optimizer)
         return (total / epochs).tolist() if epochs else [float("nan")] * len(self._ids)
+
+    @torch.no_grad()
+    def _product(self, own: Params) -> Params:
+        """The weights with these masks multiplied in, in memory that the next call overwrites."""
+        product: Params = {**self._weights}
+        for name, mask in own.items():
+            room = self._graph.room(name, mask.shape)
+            product[name] = torch.mul(self._weights[name], mask, out=room)
+        return product
+
+    @torch.no_grad()
+    def _pass_on(self, product: Params) -> None:
+        """The gradients of products ``W M`` to both factors, the first in place."""
+        for name, leaf in product.items():
+            weight, grad = self._weights[name], leaf.grad
+            if grad is None:
+                raise RuntimeError(f"the loss does not depend on {name}")
+            if name in self._masks:
+                mask = self._masks[name]
+                room = self._graph.room(f"gradient of {name}", mask.shape)
+                mask.grad = torch.mul(grad, weight, out=room)
+                grad.mul_(mask)
+            weight.grad = grad
 
     def _penalty(self, epoch: int) -> Tensor:
         """Every client's penalties, see :class:`clients.fedpub.Masking`, ``[k]``."""
@@ -147,7 +168,8 @@ class Block:
         if options.penalties == "none":
             return torch.zeros(len(self._ids))
         with torch.set_grad_enabled(options.penalties == "connected"):
-            norms = [mask.abs().flatten(1).sum(1) for mask in self._masks.values()]
+            flat = [mask.flatten(1) for mask in self._masks.values()]
+            norms = [torch.linalg.vector_norm(mask, 1, dim=1) for mask in flat]
             penalty = options.l1 * torch.stack(norms).sum(0)
             if self._round > 1 and options.proximal > 0 and epoch > 0:  # at first there is no gap
                 received = [down.records["arrays"] for down in self._downs]
@@ -184,7 +206,12 @@ class Block:
 
     def _keep(self, optimizer: Optimizer) -> None:
         """Every client's row of the moments into its state."""
-        moments = optimizer_params(optimizer)
+        moments = {  # not copied: nobody else has this optimiser
+            f"{number}.{name}": value.detach()
+            for number, values in optimizer.state_dict()["state"].items()
+            for name, value in values.items()
+            if isinstance(value, Tensor)
+        }
         for place, state in enumerate(self._states):
             state["optimizer"] = {
                 name: value if value.dim() == 0 else value[place] for name, value in moments.items()
@@ -192,7 +219,6 @@ class Block:
 
     # ---- after training --------------------------------------------------------------------
 
-    @torch.no_grad()
     def _measure(self, product: Params, kept: Params) -> list[Metrics]:
         """What :meth:`clients.fedpub.FedPub.measure` says of every client."""
         client = self._client
@@ -246,19 +272,6 @@ class Block:
 
     def _clients(self) -> list[tuple[int, ClientState]]:
         return list(zip(self._ids, self._states, strict=True))
-
-
-def joint_graph(client: "FedPub", ids: Sequence[int]) -> Joint:
-    """The clients' subgraphs as one, and the rows of every split."""
-    splits: tuple[Split, ...] = ("train", "val", "test")
-    shards = {split: [client.scenario.shard(i, 0, split) for i in ids] for split in splits}
-    graphs = [shard.inputs for shard in shards["train"]]
-    graph = JointGraph(client.model.backbone, graphs)  # type: ignore[arg-type]
-    rows = {
-        split: graph.rows([s.inputs.mask for s in part], [s.targets for s in part])  # type: ignore[attr-defined]
-        for split, part in shards.items()
-    }
-    return graph, rows
 
 
 def _leaf(parts: Sequence[Params], name: str) -> nn.Parameter:

@@ -31,9 +31,16 @@ class SparseMatrix:
         product: Tensor = _Product.apply(dense, self)
         return product
 
-    def project(self, weight: Tensor) -> Tensor:
-        """``A W^T``, ``[m, d]``, for a weight ``[d, n]`` or, block by block, ``[k, d, n / k]``."""
-        product: Tensor = _Projection.apply(weight, self)
+    def project(self, weight: Tensor, room: Tensor | None = None) -> Tensor:
+        """``A W^T``, ``[m, d]``, for a weight ``[d, n]`` or, block by block, ``[k, d, n / k]``.
+
+        Args:
+            weight: Any memory format.
+            room: Memory of ``[n, d]`` that may be written to until the gradient is computed.
+        """
+        if room is None:
+            room = weight.new_empty(self.rows.shape[1], weight.shape[-2])
+        product: Tensor = _Projection.apply(weight, self, room)
         return product
 
 
@@ -54,15 +61,16 @@ class _Projection(Function):
     """``A W^T``; the gradient is laid out as the weight, so that what follows reads it in order."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, matrix: SparseMatrix) -> Tensor:
-        ctx.matrix, ctx.shape = matrix, weight.shape
-        return matrix.rows @ weight.transpose(-1, -2).reshape(-1, weight.shape[-2])
+    def forward(ctx: Any, weight: Tensor, matrix: SparseMatrix, room: Tensor) -> Tensor:
+        ctx.matrix, ctx.shape, ctx.room = matrix, weight.shape, room
+        room.view(*weight.shape[:-2], -1, weight.shape[-2]).copy_(weight.transpose(-1, -2))
+        return matrix.rows @ room
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         *stack, width, features = ctx.shape
-        flat = ctx.matrix.columns @ grad.contiguous()
-        return flat.view(*stack, features, width).transpose(-1, -2).contiguous(), None
+        flat = torch.mm(ctx.matrix.columns, grad.contiguous(), out=ctx.room)
+        return flat.view(*stack, features, width).transpose(-1, -2).contiguous(), None, None
 
 
 class GraphProducts:

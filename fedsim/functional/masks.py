@@ -115,14 +115,15 @@ def cut(mask: Tensor, threshold: float) -> Tensor:
     return functional.hardshrink(mask, float(below)) if threshold > 0 else mask
 
 
-def soft_threshold(mask: Tensor, step: float) -> Tensor:
+def soft_threshold(mask: Tensor, step: float | Tensor) -> Tensor:
     """The proximal step of the L1 norm: entries move ``step`` towards zero and stop there.
 
     ``sign(m) * max(|m| - step, 0)``, the minimiser of ``step * |x|_1 + |x - m|^2 / 2``.
 
     Args:
         mask: Any shape.
-        step: Learning rate times the coefficient of the L1 norm, 0 or more.
+        step: Learning rate times the coefficient of the L1 norm, 0 or more; a tensor of the mask's
+            shape gives every entry its own.
 
     Raises:
         ValueError: If ``step`` is negative.
@@ -130,7 +131,7 @@ def soft_threshold(mask: Tensor, step: float) -> Tensor:
     Source:
         Parikh and Boyd, Proximal Algorithms, 2014, section 6.5.2.
     """
-    if step < 0:
+    if isinstance(step, float | int) and step < 0:
         raise ValueError(f"step must be 0 or more, got {step}")
     return torch.sign(mask) * (mask.abs() - step).clamp(min=0.0)
 
