@@ -233,6 +233,30 @@ def test_shrinking_gives_exact_zeros_and_sparse_uploads_get_smaller():
     assert sizes[True] < 0.8 * sizes[False]
 
 
+def test_in_adams_metric_what_the_loss_ignores_is_zero_at_once_and_the_rest_stays():
+    client, state = fedpub(shrink=1e-4, adaptive=True, penalties="none"), ClientState()
+    client.load(client.model, down(client), state)
+    shard = client.scenario.shard(0, 0, "train")
+    client.train(down(client), state)
+    weight = state["masks"]["head.weight"]
+    classes = set(shard.targets.tolist())
+    assert all(bool((weight[c] != 0).any()) for c in classes)
+    optimizer = state["optimizer"]
+    order = [name for name, _ in client.model.named_parameters()]
+    at = order.index("head.parametrizations.weight.0.mask")
+    scale = optimizer[f"{at}.exp_avg_sq"].div(1 - 0.999).sqrt() + 1e-8
+    gone = 0.05 * 1e-4 / scale > 1.1  # the step to zero is larger than the mask ever was
+    assert gone.any()
+    assert bool((weight[gone] == 0).all())
+
+
+def test_adams_metric_needs_adam():
+    sgd = partial(torch.optim.SGD, lr=0.1)
+    client = fedpub(shrink=1e-4, adaptive=True, optimizer=sgd)
+    with pytest.raises(ValueError, match="optimizer=adam"):
+        client.train(down(client), ClientState())
+
+
 def test_sparse_transfer_of_dense_masks_changes_nothing():
     """Every entry counts, so the server gets the same models."""
     finals = []

@@ -121,6 +121,12 @@ CASES = {
     "sparse features": {"dataset": sparse_graph()},
     "moments that start anew": {"keep": False},
     "masks at their own rate that shrink": {"lr": 0.02, "shrink": 5.0, "threshold": 0.0},
+    "masks that shrink in Adam's metric": {
+        "dataset": sparse_graph(),
+        "shrink": 1e-3,
+        "adaptive": True,
+        "threshold": 0.0,
+    },
     "drawn masks": {"init": "xavier"},
     "gradient descent": {"optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.9)},
 }
