@@ -178,11 +178,14 @@ class Prototypes(Client):
 
     @torch.no_grad()
     def _embed(self, shard: Shard) -> Tensor:
+        device = self.setting.device
+        if len(shard) <= ENCODE_BATCH:
+            return self.model.features(shard.inputs.to(device)).cpu()
         parts = [
-            self.model.features(self.on_device(batch).inputs).cpu()
+            self.model.features(batch.inputs.to(device)).cpu()
             for batch in shard.batches(ENCODE_BATCH)
         ]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return torch.cat(parts)
 
     def _guarded(self, statistics: Statistics, down: Download) -> Statistics:
         """Without classes that are too small, and with noise."""

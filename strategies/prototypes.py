@@ -112,9 +112,7 @@ class Prototypes(Strategy[Table]):
                 refused += 1
                 continue
             missions[client] = (*known, mission)
-            parts.append(
-                Statistics(record["classes"], record["sums"], record["counts"].to(torch.int64))
-            )
+            parts.append(Statistics(record["classes"], record["sums"], record["counts"]))
             measured.append(_numbers(upload))
             if "moments" in upload.records:
                 added = upload.records["moments"]["outer"].double()

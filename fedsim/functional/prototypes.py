@@ -68,7 +68,7 @@ def merge(parts: Iterable[Statistics]) -> Statistics:
     classes, rows = torch.unique(torch.cat([p.classes for p in listed]), return_inverse=True)
     addends = torch.cat([p.sums for p in listed]).double()
     sums = addends.new_zeros(len(classes), addends.shape[1]).index_add_(0, rows, addends)
-    added = torch.cat([p.counts for p in listed])
+    added = torch.cat([p.counts for p in listed]).to(torch.int64)
     return Statistics(classes, sums, added.new_zeros(len(classes)).index_add_(0, rows, added))
 
 
