@@ -130,8 +130,10 @@ def subgraphs_plot(cut: Cut, name: str = "subgraphs") -> Plot:
         graph.add_edges_from(drawing["links"])
         places = nx.spring_layout(graph, seed=0, iterations=30)
         points = np.array([places[node] for node in graph.nodes])
-        for a, b in graph.edges:
-            axes.plot(*points[[a, b]].T, color="#bbbbbb", lw=0.4, zorder=1)
+        gap = np.full(2, np.nan)  # lifts the pen, so that all links are one line
+        strokes = [point for a, b in graph.edges for point in (points[a], points[b], gap)]
+        if strokes:
+            axes.plot(*np.array(strokes).T, color="#bbbbbb", lw=0.4, zorder=1)
         colors = [palette(c % palette.N) for c in drawing["classes"]]
         axes.scatter(points[:, 0], points[:, 1], s=5, c=colors, zorder=2, linewidths=0)
         axes.set_title(f"client {i}", fontsize=8.5)

@@ -64,7 +64,10 @@ def _differences(study: Study) -> Section:
     items: list[Item] = []
     if study.varying:
         rows = [
-            (_heading(key), ", ".join(_distinct(value or "none" for value in values)))
+            (
+                _heading(key),
+                ", ".join(_distinct((value or "none").replace("_", " ") for value in values)),
+            )
             for key, values in study.varying.items()
         ]
         seeds = _distinct(str(run.config.get("seed", "")) for run in study.runs)
