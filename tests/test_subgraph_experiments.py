@@ -40,7 +40,7 @@ def test_every_cell_of_the_table_has_an_experiment_by_the_official_protocol(meth
             assert node["strategy"]["scale"] == (3.0 if kind == "disjoint" else 5.0)
 
 
-@pytest.mark.parametrize("method", [*METHODS, "fedpub_sparse"])
+@pytest.mark.parametrize("method", [*METHODS, "fedpub_sparse", "fedpub_dagnn"])
 def test_another_data_set_moves_a_method_to_another_graph(tmp_path, method):
     overrides = [
         f"experiment={method}_cora_disjoint_10", "dataset=digits_graph", "num_clients=5",
