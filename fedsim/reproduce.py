@@ -1,6 +1,6 @@
 """The `fedsim-reproduce` command: a paper's claims as checks, with our numbers.
 
-``fedsim-reproduce NAME`` imports ``reproductions.NAME`` and prints what its function
+``fedsim-reproduce NAME`` imports ``fedsim.reproductions.NAME`` and prints what its function
 ``checks(runner)`` yields. A run that was made before is read from its directory, so an interrupted
 reproduction goes on where it stopped.
 """
@@ -86,15 +86,15 @@ def main() -> None:
     """Run the checks of one reproduction; exit with 1 if a claim does not hold."""
     sys.path.append(str(Path.cwd()))
     parser = argparse.ArgumentParser(prog="fedsim-reproduce", description=__doc__)
-    parser.add_argument("name", help="module in reproductions/")
+    parser.add_argument("name", help="module in fedsim/reproductions/")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each configuration")
     parser.add_argument("--folder", type=Path, default=Path("runs/reproduce"))
     parser.add_argument("overrides", nargs="*", help="added to every run's configuration")
     args = parser.parse_args()
     try:
-        module = importlib.import_module(f"reproductions.{args.name}")
+        module = importlib.import_module(f"fedsim.reproductions.{args.name}")
     except ModuleNotFoundError as error:
-        if error.name != f"reproductions.{args.name}":
+        if error.name != f"fedsim.reproductions.{args.name}":
             raise
         sys.exit(f"fedsim-reproduce: there is no {args.name!r}; known: {', '.join(known())}")
     runner = Runner(
@@ -112,7 +112,7 @@ def main() -> None:
 
 def known() -> list[str]:
     """Reproductions by name."""
-    import reproductions
+    from fedsim import reproductions
 
     folder = Path(str(reproductions.__file__)).parent
     return sorted(p.stem for p in folder.glob("*.py") if p.stem != "__init__")

@@ -70,7 +70,7 @@ def test_functional_imports_torch_and_nothing_else_of_size():
 def test_every_package_is_installed():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     listed = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
-    assert set(listed) == {*PACKAGES, "reproductions", "conf"}
+    assert set(listed) == {*PACKAGES, "conf"}
 
 
 def test_files_stay_small():

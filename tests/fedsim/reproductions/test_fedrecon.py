@@ -1,5 +1,5 @@
-from reproductions import fedrecon
-from tests.reproductions.test_reproduce import runner
+from fedsim.reproductions import fedrecon
+from tests.fedsim.reproductions.test_reproduce import runner
 
 GOOD = {
     "test_accuracy": 0.9,
