@@ -199,14 +199,14 @@ class Noise:
         if p == 0.0:
             return torch.ones(())
         factors = torch.empty_like(x)
-        for part, rng in zip(factors.split(list(sizes)), self._rngs, strict=True):
+        for part, rng in zip(torch.split(factors, list(sizes)), self._rngs, strict=True):
             part.bernoulli_(1.0 - p, generator=rng)
         return factors.div_(1.0 - p)
 
 
 def per_client(x: Tensor, weight: Tensor, sizes: Sequence[int]) -> Tensor:
     """Rows of ``x`` ``[m, d]`` times their client's weight ``[k, d', d]``, ``[m, d']``."""
-    parts = zip(x.split(list(sizes)), weight, strict=True)
+    parts = zip(torch.split(x, list(sizes)), weight, strict=True)
     return torch.cat([part @ w.t() for part, w in parts])
 
 

@@ -66,7 +66,7 @@ def _kind(client: "FedPub", down: Download, state: ClientState) -> object:
         return None
     if len(client._shard(down.client_id, down.tick.experience)) == 0:
         return None
-    steps = ()
+    steps: tuple[tuple[str, float], ...] = ()
     if "optimizer" in state:
         moments = state["optimizer"].items()
         steps = tuple((name, float(value)) for name, value in moments if value.dim() == 0)

@@ -53,7 +53,7 @@ class _Product(Function):
         return matrix.rows @ dense.contiguous()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None]:
         return ctx.matrix.columns @ grad.contiguous() if ctx.needs_input_grad[0] else None, None
 
 
@@ -67,7 +67,7 @@ class _Projection(Function):
         return matrix.rows @ room
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         *stack, width, features = ctx.shape
         flat = torch.mm(ctx.matrix.columns, grad.contiguous(), out=ctx.room)
         return flat.view(*stack, features, width).transpose(-1, -2).contiguous(), None, None

@@ -6,7 +6,7 @@ measured the cell says so.
 
 Source:
     Baek et al., Personalized Subgraph Federated Learning, ICML 2023, arXiv:2206.10206. Re-runs of
-    the reference code: on this machine's CPU, with the same METIS partitions.
+    the reference code: on a CPU, with the same METIS partitions.
 """
 
 from collections.abc import Iterator
