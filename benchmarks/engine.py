@@ -1,10 +1,10 @@
 """What the in-process engine costs, as ratios measured in one run.
 
-    python benchmarks/engine.py            all measurements, a table and benchmarks/results/engine.json
+    python benchmarks/engine.py            a table, and benchmarks/results/engine.json
     python benchmarks/engine.py --rounds 4 fewer rounds
 
 Rounds of fedsim and of a plain PyTorch loop that does the same maths (same batches, same weights at
-the end) are run in turn, so that both see the same machine; the figure is the median over the rounds.
+the end) are run in turn, so that both see the same machine; the figure is the median over rounds.
 Times are CPU seconds: everything runs on one thread, so on an idle machine they are wall seconds.
 """
 
@@ -22,12 +22,13 @@ from pathlib import Path
 
 import psutil
 import torch
-from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp import ServerApp
+from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 from clients.sgd import SGD
@@ -42,15 +43,23 @@ from fedsim.model import Model
 from fedsim.seeding import generator
 from fedsim.training import LocalTraining
 from scenarios.order import SameOrder
-from scenarios.partition import IID, Resampled
+from scenarios.partition import IID, Partition, Resampled
 from scenarios.single import Single
 from scenarios.toy import toy
 
 LR, SEED = 0.05, 0
+Row = dict[str, float | str]
 OUT = Path(__file__).parent / "results"
 
 
-def setting(*, num_clients: int, examples: int, shape: tuple[int, ...], backbone, partition) -> Setting:  # type: ignore[no-untyped-def]
+def setting(
+    *,
+    num_clients: int,
+    examples: int,
+    shape: tuple[int, ...],
+    backbone: Callable[..., nn.Module],
+    partition: Partition,
+) -> Setting:
     """A plain federated setting on toy data."""
     scenario = Single(
         dataset=toy(shape=shape, train_examples=examples, test_examples=10),
@@ -74,9 +83,7 @@ def fedsim_rounds(common: Setting, *, fraction: float, batch: int) -> Iterator[A
     num_clients = common.scenario.num_clients
     grid = LocalGrid(client_app_of(lambda _: client), num_clients, raise_errors=True)
     strategy = FedAvg(fraction, 0.0, min_train_nodes=1, min_evaluate_nodes=0, min_available_nodes=1)
-    loop = Loop(
-        strategy=strategy, grid=grid, roster=grid.roster, clock=common.clock, seed=SEED
-    )
+    loop = Loop(strategy=strategy, grid=grid, roster=grid.roster, clock=common.clock, seed=SEED)
     from fedsim.arrays import to_record
 
     rounds = loop.run(to_record(dict(initial_model(common).state_dict())))
@@ -119,9 +126,10 @@ def timed(step: Callable[[], object]) -> tuple[float, object]:
     return time.process_time() - start, result
 
 
-def against_plain_loop(name: str, common: Setting, *, batch: int, rounds: int) -> dict[str, float | str]:
+def against_plain_loop(name: str, common: Setting, *, batch: int, rounds: int) -> Row:
     """Median ratio of a fedsim round to the plain loop's, and how far the weights are apart."""
-    ours, plain = fedsim_rounds(common, fraction=1.0, batch=batch), plain_rounds(common, batch=batch)
+    ours = fedsim_rounds(common, fraction=1.0, batch=batch)
+    plain = plain_rounds(common, batch=batch)
     ratios, seconds = [], []
     for i in range(rounds + 2):
         a, arrays = timed(lambda: next(ours))
@@ -153,7 +161,7 @@ def echo_app() -> ClientApp:
     return app
 
 
-def no_op_round(rounds: int, clients: int = 100) -> dict[str, float | str]:
+def no_op_round(rounds: int, clients: int = 100) -> Row:
     """Milliseconds per client of a round in which clients echo a small CNN."""
     model = Model(LeNet(input_shape=(1, 28, 28)), 10)
     grid = LocalGrid(echo_app(), clients)
@@ -171,7 +179,7 @@ def no_op_round(rounds: int, clients: int = 100) -> dict[str, float | str]:
     }
 
 
-def start_up() -> dict[str, float | str]:
+def start_up() -> Row:
     """Seconds from run_app to the first message at a client."""
     first: list[float] = []
     app = ClientApp()
@@ -186,7 +194,7 @@ def start_up() -> dict[str, float | str]:
     server = ServerApp()
 
     @server.main()
-    def main(grid, _context) -> None:  # type: ignore[no-untyped-def]
+    def main(grid: Grid, _context: Context) -> None:
         model = Model(LeNet(input_shape=(1, 28, 28)), 10)
         strategy = FedAvg(fraction_evaluate=0.0, min_evaluate_nodes=0)
         strategy.start(grid, ArrayRecord(model.state_dict()), num_rounds=1)
@@ -201,7 +209,7 @@ def start_up() -> dict[str, float | str]:
     }
 
 
-def registered(rounds: int, many: int = 100_000, few: int = 1_000) -> list[dict[str, float | str]]:
+def registered(rounds: int, many: int = 100_000, few: int = 1_000) -> list[Row]:
     """Rounds of 100 clients among many registered ones, against few."""
     process = psutil.Process()
 
