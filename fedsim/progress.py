@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # reports format numbers too, and need neither torch nor Flow
     from fedsim.clock import Clock
     from fedsim.loop import RoundLog
 
+_SHOWN = 10  # experiences of an accuracy matrix that a terminal has room for
 _TITLES = {
     "test_accuracy": "test accuracy",
     "average_accuracy": "average accuracy",
@@ -89,13 +90,22 @@ def size(count: int) -> str:
 
 
 def matrix_table(matrix: Any, title: str) -> Table:
-    """The accuracy matrix: one line per learned experience, one column per tested one."""
+    """The accuracy matrix: one line per learned experience, one column per tested one.
+
+    Of a long stream only some experiences are shown, evenly spaced from the first to the last.
+    """
+    length = matrix.shape[0]
+    shown = sorted({round(i * (length - 1) / (_SHOWN - 1)) for i in range(_SHOWN)})
+    if length <= _SHOWN:
+        shown = list(range(length))
+    else:
+        title = f"{title} ({len(shown)} of {length} experiences)"
     table = Table(title=title, title_justify="left")
     table.add_column("after", justify="right")
-    for e in range(matrix.shape[1]):
+    for e in shown:
         table.add_column(f"test {e + 1}", justify="right")
-    for t, row in enumerate(matrix):
-        table.add_row(f"experience {t + 1}", *(number(float(value)) for value in row))
+    for t in shown:
+        table.add_row(f"experience {t + 1}", *(number(float(matrix[t, e])) for e in shown))
     return table
 
 
