@@ -9,6 +9,7 @@ Times are CPU seconds: everything runs on one thread, so on an idle machine they
 """
 
 import argparse
+import gc
 import itertools
 import json
 import logging
@@ -263,6 +264,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=8, help="rounds a measurement (default 8)")
     rounds = parser.parse_args().rounds
     torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()  # as the engine of a run does; it serves both sides
     logging.getLogger("flwr").setLevel(logging.ERROR)
     cnn = setting(
         num_clients=100, examples=5000, shape=(1, 28, 28), backbone=LeNet, partition=IID()

@@ -89,8 +89,10 @@ def fit(
     """
     losses: list[Tensor] = []
     sizes: list[int] = []
+    stepped = [p for group in optimizer.param_groups for p in group["params"]]
     for batch in batches:
-        optimizer.zero_grad(set_to_none=True)
+        for parameter in stepped:  # what zero_grad does, without its profiling
+            parameter.grad = None
         value = loss(batch)
         value.backward()  # type: ignore[no-untyped-call]
         if clip_norm is not None:
