@@ -16,9 +16,9 @@ from torch.optim import Optimizer
 from clients.fedpub_block import Network, Noise, Rows
 from fedsim.arrays import Params
 from fedsim.backbones.graph import GCN
-from fedsim.client import ratios
 from fedsim.functional.masks import cut, masks, weights
 from fedsim.scenario import Split
+from fedsim.scoring import ratios
 from fedsim.seeding import derive
 from fedsim.state import ClientState
 from fedsim.wire import Download, Metrics, Upload

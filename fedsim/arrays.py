@@ -31,12 +31,7 @@ class TensorArray(Array):
     def __init__(self, tensor: Tensor) -> None:
         if tensor.dtype == torch.bfloat16:  # NumPy has no such type
             tensor = tensor.float()
-        fields = self.__dict__
-        fields["tensor"] = tensor
-        fields["dtype"] = str(tensor.dtype).removeprefix("torch.")
-        fields["shape"] = tuple(tensor.shape)
-        fields["stype"] = _NUMPY_TYPE
-        fields["_bytes"] = None
+        self.__dict__["tensor"] = tensor  # all else is derived when asked: few ever ask
 
     @property
     def tensor(self) -> Tensor:
@@ -45,9 +40,24 @@ class TensorArray(Array):
         return tensor
 
     @property
+    def dtype(self) -> str:  # type: ignore[override]
+        """NumPy's name of the type."""
+        return str(self.tensor.dtype).removeprefix("torch.")
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        """Shape of the values."""
+        return tuple(self.tensor.shape)
+
+    @property
+    def stype(self) -> str:  # type: ignore[override]
+        """Flower's name of the form of ``data``."""
+        return _NUMPY_TYPE
+
+    @property
     def data(self) -> bytes:
         """The ``.npy`` bytes, made on first use."""
-        if self.__dict__["_bytes"] is None:
+        if self.__dict__.get("_bytes") is None:
             self.__dict__["_bytes"] = Array.from_numpy_ndarray(self.tensor.numpy()).data
         content: bytes = self.__dict__["_bytes"]
         return content
@@ -100,8 +110,14 @@ def to_tensor(array: Array) -> Tensor:
 def to_record(params: Params) -> ArrayRecord:
     """An ``ArrayRecord`` over the same memory: nothing is copied or serialised."""
     record = ArrayRecord()
-    arrays = {name: TensorArray(t.detach().cpu().contiguous()) for name, t in params.items()}
-    return fill(record, arrays)
+    return fill(record, {name: TensorArray(_plain(t)) for name, t in params.items()})
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """The values on the CPU, contiguous and without a gradient; most tensors already are."""
+    if tensor.is_cpu and not tensor.requires_grad and tensor.is_contiguous():
+        return tensor
+    return tensor.detach().cpu().contiguous()
 
 
 def to_params(record: ArrayRecord) -> Params:
@@ -168,6 +184,24 @@ class LocalContent(RecordDict):
 
 
 _VIEW: Any = type(RecordDict().array_records)
+
+
+def write_into(slots: Params, arrays: Params) -> None:
+    """Copy the values of a full set of tensors into the tensors of a model.
+
+    Raises:
+        ValueError: If names or shapes differ.
+    """
+    if arrays.keys() != slots.keys():
+        wrong = sorted(arrays.keys() ^ slots.keys())
+        raise ValueError(f"the download's tensors are not the model's: {', '.join(wrong[:5])}")
+    values = [arrays[name] for name in slots]
+    for (name, slot), value in zip(slots.items(), values, strict=True):
+        if slot.shape != value.shape:
+            want, got = tuple(slot.shape), tuple(value.shape)
+            raise ValueError(f"{name!r}: expected shape {want}, got {got}")
+    with torch.no_grad():
+        torch._foreach_copy_(list(slots.values()), values)
 
 
 def num_bytes(params: Params) -> int:

@@ -8,16 +8,23 @@ from torch import Tensor
 from torch.nn import functional
 from torch.optim import Optimizer
 
-from fedsim.arrays import Params, Records
+from fedsim.arrays import Params, Records, write_into
 from fedsim.clock import Clock
 from fedsim.data import Batch, Shard
 from fedsim.evaluation import Evaluation
 from fedsim.model import Model, mask_logits
 from fedsim.scenario import Scenario, Split
-from fedsim.scoring import Candidates, Score
+from fedsim.scoring import Candidates, Score, ratios
 from fedsim.seeding import derive, generator
 from fedsim.state import ClientState
-from fedsim.training import LocalTraining, fit, optimizer_params, restore_optimizer, seeded
+from fedsim.training import (
+    LocalTraining,
+    SpareOptimizer,
+    fit,
+    optimizer_params,
+    restore_optimizer,
+    seeded,
+)
 from fedsim.wire import Download, Metrics, Upload
 
 EVALUATION_BATCH = 512
@@ -62,6 +69,7 @@ class Client:
         self.scenario = setting.scenario
         self.training = training
         self.model = initial_model(setting).to(setting.device)
+        self._spare = SpareOptimizer(training)
         self.candidates = Candidates(setting.scenario)
         # the tensors behind the model's parameters and buffers, to be written in place
         self._slots = {name: t.detach() for name, t in self.model.state_dict().items()}
@@ -191,7 +199,10 @@ class Client:
         """Train the model on the batches; returns the mean loss."""
         training, model = self.training, self.model
         parameters = [p for p in model.parameters() if p.requires_grad]
-        optimizer = self._optimizer(parameters, down, state)
+        renewed = None
+        if not (training.keep_optimizer or self.overrides("_optimizer")):
+            renewed = self._spare.renewed(parameters, self._rate_factor(down))
+        optimizer = renewed or self._optimizer(parameters, down, state)
         loss = fit(
             lambda batch: self.loss(model, self.on_device(batch), down, state),
             batches,
@@ -209,17 +220,7 @@ class Client:
         Raises:
             ValueError: If names or shapes differ from the model's.
         """
-        if arrays.keys() != self._slots.keys():
-            wrong = sorted(arrays.keys() ^ self._slots.keys())
-            raise ValueError(f"the download's tensors are not the model's: {', '.join(wrong[:5])}")
-        values = [arrays[name] for name in self._slots]
-        for (name, slot), value in zip(self._slots.items(), values, strict=True):
-            if slot.shape != value.shape:
-                raise ValueError(
-                    f"{name!r}: expected shape {tuple(slot.shape)}, got {tuple(value.shape)}"
-                )
-        with torch.no_grad():
-            torch._foreach_copy_(list(self._slots.values()), values)
+        write_into(self._slots, arrays)
 
     def tensors(self) -> Params:
         """The tensors behind the model's parameters and buffers, by name; not copies."""
@@ -243,11 +244,13 @@ class Client:
         optimizer = self.training.optimizer(parameters)
         if self.training.keep_optimizer and "optimizer" in state:
             restore_optimizer(optimizer, state["optimizer"])
-        clock = self.setting.clock
-        factor = self.training.schedule((down.tick.round - 1) / clock.num_rounds)
         for group in optimizer.param_groups:
-            group["lr"] *= factor
+            group["lr"] *= self._rate_factor(down)
         return optimizer
+
+    def _rate_factor(self, down: Download) -> float:
+        """What the schedule multiplies the learning rate by in this round."""
+        return self.training.schedule((down.tick.round - 1) / self.setting.clock.num_rounds)
 
     def _shard(self, client_id: int, position: int) -> Shard:
         """Training data at a position of the client's stream."""
@@ -292,9 +295,3 @@ def initial_model(setting: Setting) -> Model:
     """The model every run with this seed starts from."""
     with seeded(derive(setting.seed, "init")):
         return setting.model()
-
-
-def ratios(numerators: Sequence[float], denominators: Sequence[int]) -> list[float]:
-    """Quotients, NaN where there is nothing to divide by."""
-    pairs = zip(numerators, denominators, strict=True)
-    return [a / b if b else float("nan") for a, b in pairs]

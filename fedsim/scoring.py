@@ -1,5 +1,6 @@
 """Correct predictions among all classes, and among fewer candidates, an easier question."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -98,3 +99,9 @@ class Candidates:
 def _right(scores: Tensor, targets: Tensor, possible: Tensor) -> Tensor:
     """Whether an example's class has the largest score; an impossible class is never right."""
     return (scores.argmax(dim=1) == targets) & possible
+
+
+def ratios(numerators: Sequence[float], denominators: Sequence[int]) -> list[float]:
+    """Quotients, NaN where there is nothing to divide by."""
+    pairs = zip(numerators, denominators, strict=True)
+    return [a / b if b else float("nan") for a, b in pairs]

@@ -1,6 +1,7 @@
 """The only training loop, what a client does in it, and learning-rate schedules over rounds."""
 
 import math
+import operator
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -122,6 +123,43 @@ def seeded(seed: int, device: str = "cpu") -> Iterator[None]:
         yield
     finally:
         cpu.set_state(state)
+
+
+class SpareOptimizer:
+    """An optimiser that serves one client after the other, as good as new for each.
+
+    Making one takes longer than a step of a small model. All that torch's own optimisers remember
+    lies in their ``state``, except for LBFGS; others are not reused.
+
+    Args:
+        training: Builds the optimiser.
+    """
+
+    def __init__(self, training: LocalTraining) -> None:
+        self._training = training
+        self._kept: tuple[Optimizer, list[float]] | None = None
+
+    def renewed(self, parameters: list[nn.Parameter], rate_factor: float) -> Optimizer | None:
+        """An optimiser of these parameters without any memory; None if one must be made.
+
+        Args:
+            parameters: What it steps.
+            rate_factor: What the learning rates are multiplied by.
+        """
+        if self._kept is None:
+            optimizer = self._training.optimizer(parameters)
+            self._kept = optimizer, [group["lr"] for group in optimizer.param_groups]
+        optimizer, rates = self._kept
+        held = optimizer.param_groups[0]["params"]
+        known = type(optimizer).__module__.startswith("torch.optim.")
+        if not known or isinstance(optimizer, torch.optim.LBFGS):
+            return None
+        if len(held) != len(parameters) or any(map(operator.is_not, held, parameters)):
+            return None
+        optimizer.state.clear()
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * rate_factor
+        return optimizer
 
 
 def optimizer_params(optimizer: Optimizer) -> Params:

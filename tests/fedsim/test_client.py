@@ -8,7 +8,7 @@ from fedsim.client import Client, initial_model
 from fedsim.clock import Clock, LateClock
 from fedsim.seeding import generator
 from fedsim.state import ClientState
-from fedsim.training import constant, cosine, steps
+from fedsim.training import SpareOptimizer, constant, cosine, steps
 from fedsim.wire import Download
 from tests.fedsim.builders import small_client, small_setting, small_training
 
@@ -182,3 +182,24 @@ def test_the_schedule_scales_the_rate():
 def test_impossible_training_is_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         small_training(**wrong)
+
+
+def test_an_optimizer_serves_the_next_client_without_any_memory():
+    adam = partial(torch.optim.Adam, lr=0.1)
+    client = small_client(training=small_training(optimizer=adam))
+    client.train(down(client, client_id=1), ClientState())
+    second = client.train(down(client, client_id=2), ClientState()).records["arrays"]
+    fresh = small_client(training=small_training(optimizer=adam))
+    alone = fresh.train(down(fresh, client_id=2), ClientState()).records["arrays"]
+    assert all(torch.equal(second[name], alone[name]) for name in alone)
+
+
+def test_optimizers_that_remember_elsewhere_are_made_anew():
+    lbfgs = partial(torch.optim.LBFGS, lr=0.1)
+    spare = SpareOptimizer(small_training(optimizer=lbfgs))
+    assert spare.renewed([torch.nn.Parameter(torch.ones(1))], 1.0) is None
+    spare = SpareOptimizer(small_training())
+    first = torch.nn.Parameter(torch.ones(1))
+    assert spare.renewed([first], 0.5).param_groups[0]["lr"] == 0.05
+    assert spare.renewed([first], 1.0).param_groups[0]["lr"] == 0.1
+    assert spare.renewed([torch.nn.Parameter(torch.ones(1))], 1.0) is None
