@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # importing Avalanche takes seconds, so only those who need i
     from avalanche.benchmarks import CLScenario
 
 Split = Literal["train", "val", "test"]  # only graph scenarios have validation data
-CACHE_BYTES = 1 << 28  # shards kept in memory, least recently used first to go
+CACHE_BYTES = 1 << 27  # shards kept in memory, least recently used first to go
 _SHARD_OVERHEAD = 2048  # bytes that even an empty shard takes
 
 
