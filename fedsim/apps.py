@@ -3,7 +3,7 @@
 On Flower's engines both ends compose the same configuration from one string, ``overrides`` in the
 run config, and build their parts once per process::
 
-    flwr run . --run-config "overrides='experiment=fedavg_digits seed=1'"
+    flwr run . --run-config "overrides='experiment=replay_digits_staggered seed=1'"
 """
 
 import shlex
