@@ -4,17 +4,27 @@ import ctypes
 import gc
 import os
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from flwr.app import Message
 from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
 
+from fedsim.apps import client_app_of
+from fedsim.checks import Node
 from fedsim.cohort_plan import CohortSize
 from fedsim.grid import LocalGrid
+from fedsim.roster import Roster
 from fedsim.seeding import derive
+from fedsim.simulation import Simulation
 from fedsim.state import DiskStore, MemoryStore, Store
+from fedsim.tables import Row
+
+Drive = Callable[[Grid, Roster], Row]  # the whole run, given where the clients are
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's names for mallopt
 _KEPT_BYTES = 32 << 20  # the largest threshold that glibc takes
@@ -33,6 +43,21 @@ def settle_process() -> None:
     if mallopt is not None:
         mallopt(_TRIM_THRESHOLD, 1 << 30)
         mallopt(_MMAP_THRESHOLD, _KEPT_BYTES)
+
+
+class Engine(Protocol):
+    """Where the clients of a run are."""
+
+    def run(self, simulation: Simulation, node: Node, run_dir: Path, drive: Drive) -> Row:
+        """Bring the clients up, call ``drive`` once and return what it returns.
+
+        Args:
+            simulation: What runs.
+            node: Its resolved configuration, for engines whose clients are built elsewhere.
+            run_dir: Where its results go.
+            drive: Drives the rounds.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +93,13 @@ class LocalEngine:
             )
         if isinstance(size, int) and size < 2:
             raise ValueError(f"engine.cohort must be at least 2, or off; got {size}")
+
+    def run(self, simulation: Simulation, node: Node, run_dir: Path, drive: Drive) -> Row:
+        """See :class:`Engine`."""
+        app = client_app_of(lambda _: simulation.client)
+        count = simulation.setting.scenario.num_clients
+        grid = self.grid(app, num_clients=count, seed=node["seed"], run_dir=run_dir)
+        return drive(grid, grid.roster)
 
     def grid(self, app: ClientApp, *, num_clients: int, seed: int, run_dir: Path) -> LocalGrid:
         """A grid with this set-up."""

@@ -18,7 +18,11 @@ from fedsim.config import explain, resolve
 from fedsim.sweep import Job
 
 if TYPE_CHECKING:
+    from flwr.serverapp import Grid
+
+    from fedsim.engine import Engine
     from fedsim.results import Results
+    from fedsim.roster import Roster
     from fedsim.tables import Row
 
 INTERRUPTED = 130  # what a shell expects after Ctrl-C
@@ -75,7 +79,6 @@ def simulate(node: Node, run_dir: Path, *, started: float) -> "Row":
     """Run a resolved configuration in process and return the summary."""
     import logging
 
-    from fedsim.apps import client_app_of
     from fedsim.build import build, make, save_config
     from fedsim.cut import describe
     from fedsim.progress import ProgressBar
@@ -83,7 +86,7 @@ def simulate(node: Node, run_dir: Path, *, started: float) -> "Row":
     from fedsim.simulation import write_environment
 
     logging.getLogger("flwr").setLevel(logging.ERROR)  # its strategies narrate every round
-    engine = make(node, "engine")
+    engine: Engine = make(node, "engine")
     simulation = build(node)
     setting = simulation.setting
     try:
@@ -93,14 +96,14 @@ def simulate(node: Node, run_dir: Path, *, started: float) -> "Row":
     save_config(node, run_dir)
     write_environment(run_dir)
     write_json(run_dir / "scenario.json", describe(setting.scenario, setting.clock))
-    app = client_app_of(lambda _: simulation.client)
-    grid = engine.grid(
-        app, num_clients=setting.scenario.num_clients, seed=node["seed"], run_dir=run_dir
-    )
     for logger in simulation.loggers:
         logger.start(run_dir, node)
     with ProgressBar(simulation.setting.clock, shown=node["progress"]) as bar:
-        summary = simulation.run(grid, grid.roster, results, started=started, watchers=[bar.update])
+
+        def drive(grid: "Grid", roster: "Roster") -> "Row":
+            return simulation.run(grid, roster, results, started=started, watchers=[bar.update])
+
+        summary = engine.run(simulation, node, run_dir, drive)
     if node["progress"]:
         _show(summary, results, run_dir)
     return summary

@@ -10,8 +10,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("fedsim", "strategies", "clients", "scenarios")
 EXTENSIONS = {"strategies", "clients", "scenarios"}
 FLOWER = {
-    "apps", "arrays", "engine", "gate", "grid", "loop", "results", "roster", "simulation", "state",
-    "strategy", "wire",
+    "apps", "arrays", "checkpoint", "engine", "faults", "flower_engine", "gate", "grid", "loop",
+    "main", "results", "roster", "simulation", "state", "strategy", "wire", "workers",
 }  # fmt: skip
 HYDRA = {"apps", "build", "config", "main"}
 
