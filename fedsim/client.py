@@ -1,5 +1,6 @@
 """The client side of a method: five small methods over one fixed training and evaluation course."""
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -236,7 +237,8 @@ class Client:
             return batch
         device = self.setting.device
         tasks = None if batch.tasks is None else batch.tasks.to(device)
-        return Batch(batch.inputs.to(device), batch.targets.to(device), tasks)
+        inputs = copy.copy(batch.inputs)  # a graph's own `to` would move the stored shard away
+        return Batch(inputs.to(device), batch.targets.to(device), tasks)
 
     def _optimizer(
         self, parameters: list[torch.nn.Parameter], down: Download, state: ClientState
