@@ -45,6 +45,15 @@ def settle_process() -> None:
         mallopt(_MMAP_THRESHOLD, _KEPT_BYTES)
 
 
+def check_device(device: str) -> None:
+    """Raise ValueError if torch cannot train on the device."""
+    kind = torch.device(device).type
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError("engine.device=cuda, but torch finds no CUDA device; use cpu")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("engine.device=mps, but torch finds no Apple GPU; use cpu")
+
+
 class Engine(Protocol):
     """Where the clients of a run are."""
 
@@ -79,11 +88,7 @@ class LocalEngine:
     cohort: CohortSize = "off"
 
     def __post_init__(self) -> None:
-        kind = torch.device(self.device).type
-        if kind == "cuda" and not torch.cuda.is_available():
-            raise ValueError("engine.device=cuda, but torch finds no CUDA device; use cpu")
-        if kind == "mps" and not torch.backends.mps.is_available():
-            raise ValueError("engine.device=mps, but torch finds no Apple GPU; use cpu")
+        check_device(self.device)
         if self.cohort is False:  # how YAML reads a bare `off`
             object.__setattr__(self, "cohort", "off")
         size = self.cohort
