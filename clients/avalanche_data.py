@@ -1,4 +1,4 @@
-"""Avalanche's data sets for :mod:`clients.avalanche_state`: indices into the client's stream."""
+"""Avalanche's data sets for :mod:`fedsim.codec`: indices into the client's stream."""
 
 from typing import Any
 
@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from clients.avalanche_state import Decoder, Encoder, Form, Node, imported, qualified
+from clients.avalanche_state import class_named, qualified
+from fedsim.codec import Decoder, Encoder, Form, Node
 from fedsim.scenario import Scenario
 
 Index = NDArray[np.int64]
@@ -119,22 +120,24 @@ class DatasetForm(Form):
 
     def decode(self, parts: list[Node], decoder: Decoder, number: int) -> Any:
         """See :class:`Form`."""
+        from avalanche.benchmarks.utils import AvalancheDataset
         from avalanche.benchmarks.utils.data import _FlatDataWithTransform
         from avalanche.benchmarks.utils.data_attribute import DataAttribute
 
         del number
-        cls, collate, sources, places, attributes = parts
+        path, collate, sources, places, attributes = parts
+        kind = class_named(path, decoder.packages)
+        if not issubclass(kind, AvalancheDataset):
+            raise ValueError(f"the stored state names {path}, which is no data set")
         which, rows = decoder.tensor(places).numpy()
         found = [self._source(part, decoder) for part in sources]
         begins = np.cumsum([0, *(len(source) for source in found)])
         flat = _FlatDataWithTransform(found, indices=(begins[which] + rows).tolist())
         labels = [
-            DataAttribute(_values(kind, content, decoder), name, use_in_getitem=shown)
-            for name, shown, kind, content in attributes
+            DataAttribute(_values(form, content, decoder), name, use_in_getitem=shown)
+            for name, shown, form, content in attributes
         ]
-        return imported(cls)(
-            [flat], data_attributes=labels or None, collate_fn=decoder.value(collate)
-        )
+        return kind([flat], data_attributes=labels or None, collate_fn=decoder.value(collate))
 
     def _source(self, part: list[Any], decoder: Decoder) -> Any:
         kind, content = part

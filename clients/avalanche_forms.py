@@ -1,4 +1,4 @@
-"""Forms of :mod:`clients.avalanche_state` for objects, functions, data sets and loaders."""
+"""Forms of :mod:`fedsim.codec` for objects, functions, data sets and loaders."""
 
 import operator
 import types
@@ -7,20 +7,21 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 
-from clients.avalanche_state import Decoder, Encoder, Form, Node, imported, qualified
+from clients.avalanche_state import REFERENCES, class_named, qualified
+from fedsim.codec import Decoder, Encoder, Form, Node
 
 FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, type)
 
 
 class ReferenceForm(Form):
-    """Classes and functions that can be imported."""
+    """Classes and functions that do no harm whoever names them; others must be anchors."""
 
     tag = "reference"
 
     def accepts(self, value: Any, encoder: Encoder) -> bool:
         """See :class:`Form`."""
         del encoder
-        return isinstance(value, FUNCTIONS) and qualified(value) is not None
+        return isinstance(value, FUNCTIONS) and REFERENCES.get(qualified(value)) is value
 
     def encode(self, value: Any, encoder: Encoder, where: str) -> list[Node]:
         """See :class:`Form`."""
@@ -30,7 +31,9 @@ class ReferenceForm(Form):
     def decode(self, parts: list[Node], decoder: Decoder, number: int) -> Any:
         """See :class:`Form`."""
         del decoder, number
-        return imported(parts[0])
+        if parts[0] not in REFERENCES:
+            raise ValueError(f"the stored state names {parts[0]}, which may not be called")
+        return REFERENCES[parts[0]]
 
 
 class TorchForm(Form):
@@ -53,8 +56,13 @@ class TorchForm(Form):
     def decode(self, parts: list[Node], decoder: Decoder, number: int) -> Any:
         """See :class:`Form`."""
         del decoder, number
-        kind, text = parts
-        return getattr(torch, text) if kind == "dtype" else getattr(torch, kind)(text)
+        kind, content = parts
+        if kind == "Size":
+            return torch.Size(content)
+        found = torch.device(content) if kind == "device" else getattr(torch, content, None)
+        if not isinstance(found, torch.device | torch.dtype):
+            raise ValueError(f"torch.{content} is no type of tensors")
+        return found
 
 
 class ObjectForm(Form):
@@ -83,10 +91,7 @@ class ObjectForm(Form):
     def decode(self, parts: list[Node], decoder: Decoder, number: int) -> Any:
         """See :class:`Form`."""
         path, items = parts
-        if path.split(".")[0].split(":")[0] not in decoder.packages:
-            raise ValueError(f"the stored state names {path}, which is none of the plugins'")
-        cls = imported(path)
-        made = cls.__new__(cls)
+        made: Any = object.__new__(class_named(path, decoder.packages))
         decoder.made(number, made)
         vars(made).update({name: decoder.value(node) for name, node in items})
         return made

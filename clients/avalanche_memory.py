@@ -10,17 +10,9 @@ from torch import Tensor, nn
 from clients.avalanche_data import ClientStream, DatasetForm
 from clients.avalanche_forms import EndlessForm, LoaderForm, ObjectForm, ReferenceForm, TorchForm
 from clients.avalanche_modules import Blueprint, ModuleForm
-from clients.avalanche_state import (
-    Decoder,
-    Encoder,
-    Form,
-    MappingForm,
-    Node,
-    NumpyForm,
-    SequenceForm,
-    TensorForm,
-)
 from fedsim.arrays import Params
+from fedsim.codec import Decoder, Encoder, Form, Node
+from fedsim.codec_forms import MappingForm, NumpyForm, SequenceForm, TensorForm
 
 # Attributes of the strategy that are set anew before anybody reads them: the model and optimiser
 # by us, the others by Avalanche's training loop in every iteration.
@@ -32,6 +24,7 @@ CONSTANT = (
     types.FunctionType,
     types.BuiltinFunctionType,
     types.MethodType,
+    type,
     functools.partial,
     logging.Logger,
     nn.Module,

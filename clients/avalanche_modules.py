@@ -1,11 +1,11 @@
-"""Models for :mod:`clients.avalanche_state`: what a strategy adds to the shared one, and copies."""
+"""Models for :mod:`fedsim.codec`: what a strategy adds to the shared one, and copies."""
 
 import copy
 from typing import Any
 
 from torch import Tensor, nn
 
-from clients.avalanche_state import PLAIN, Decoder, Encoder, Form, Node
+from fedsim.codec import PLAIN, Decoder, Encoder, Form, Node
 
 INTERNAL = frozenset(vars(nn.Module()))
 

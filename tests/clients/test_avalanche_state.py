@@ -12,15 +12,8 @@ from torch.utils.data import DataLoader, WeightedRandomSampler
 from clients.avalanche_data import ClientStream, DatasetForm
 from clients.avalanche_forms import EndlessForm, LoaderForm, ObjectForm, ReferenceForm, TorchForm
 from clients.avalanche_modules import Blueprint, ModuleForm
-from clients.avalanche_state import (
-    SKELETON,
-    Decoder,
-    Encoder,
-    MappingForm,
-    NumpyForm,
-    SequenceForm,
-    TensorForm,
-)
+from fedsim.codec import SKELETON, Decoder, Encoder
+from fedsim.codec_forms import MappingForm, NumpyForm, SequenceForm, TensorForm
 from tests.clients import avalanche_case as case
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -58,7 +51,6 @@ def through(value, *forms, anchors=None, views=()):
         torch.device("cpu"),
         torch.float16,
         torch.zeros,
-        nn.Linear,
         [],
         {},
     ],
@@ -279,3 +271,28 @@ def test_copies_of_the_model_keep_weights_modes_and_what_is_frozen():
     assert back[1].seen == {3: [1]}
     assert not hasattr(model[1], "seen")
     assert back[0].weight is not model[0].weight
+
+
+@pytest.mark.parametrize(
+    ("node", "form"),
+    [
+        (["reference", 0, "os:system"], ReferenceForm()),
+        (["reference", 0, "subprocess:call"], ReferenceForm()),
+        (["reference", 0, "torch:load"], ReferenceForm()),
+        (["torch", 0, "load", "file"], TorchForm()),
+        (["torch", 0, "dtype", "load"], TorchForm()),
+        (["object", 0, "os:system", []], ObjectForm()),
+        (["object", 0, "avalanche.training.templates.base:os.system", []], ObjectForm()),
+        (["object", 0, "avalanche.training.plugins.checkpoint:CheckpointPlugin", []], ObjectForm()),
+        (["object", 0, "antigravity:x", []], ObjectForm()),
+    ],
+)
+def test_a_crafted_memory_names_nothing_that_can_be_called(node, form):
+    decoder = Decoder([form], {}, PACKAGES, {})
+    with pytest.raises(ValueError, match=r"names|is no type"):
+        decoder.value(node)
+
+
+def test_functions_that_do_harm_are_not_written_either():
+    with pytest.raises(TypeError, match="cannot be kept"):
+        through([torch.load])
