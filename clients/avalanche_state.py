@@ -27,7 +27,7 @@ def qualified(thing: Any) -> str | None:
 
 
 def imported(path: str) -> Any:
-    """The class or function that ``module:name`` stands for; only for names made in this process."""
+    """The class or function that ``module:name`` stands for; not for stored names."""
     module, name = path.split(":")
     found: Any = importlib.import_module(module)
     for part in name.split("."):
