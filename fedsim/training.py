@@ -97,7 +97,7 @@ def fit(
         value = loss(batch)
         value.backward()  # type: ignore[no-untyped-call]
         if clip_norm is not None:
-            nn.utils.clip_grad_norm_(parameters, clip_norm)
+            clip_gradients(parameters, clip_norm)
         optimizer.step()
         losses.append(value.detach())  # still on the device: the loop waits for nothing
         sizes.append(len(batch.targets))
@@ -105,6 +105,25 @@ def fit(
         return math.nan
     values: list[float] = torch.stack(losses).tolist()
     return sum(v * n for v, n in zip(values, sizes, strict=True)) / sum(sizes)
+
+
+@torch.no_grad()
+def clip_gradients(parameters: Iterable[nn.Parameter], clip_norm: float) -> None:
+    """Scale all gradients so that their total norm is at most ``clip_norm``.
+
+    As ``torch.nn.utils.clip_grad_norm_``, which takes sparse gradients in the newest releases only.
+    """
+    values = []
+    for parameter in parameters:
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.coalesce()  # else parts of one row count one by one
+            values.append(parameter.grad._values())
+        elif parameter.grad is not None:
+            values.append(parameter.grad)
+    if not values:
+        return
+    factor = torch.clamp(clip_norm / (nn.utils.get_total_norm(values) + 1e-6), max=1.0)
+    torch._foreach_mul_(values, factor)
 
 
 @contextmanager

@@ -14,7 +14,8 @@ GRAPH = ["num_clients=4", "progress=false", "clock.rounds_per_experience=6"]
 RUNS = {
     "replay": SMALL,
     "cohort": [*SMALL, "client=sgd", "engine.cohort=4"],
-    "batch_norm": [*SMALL, "client=sgd", "backbone=slim_resnet18", "dataset=digits"],
+    "batch_norm": ["scenario=single", "client=sgd", "backbone=slim_resnet18", "num_clients=2",
+                   "training.epochs=1", "clock.rounds_per_experience=3", "progress=false"],
     "fedprox": [*SMALL, "client=fedprox", "strategy=fedprox"],
     "ewc": [*SMALL, "client=ewc"],
     "icarl": [*SMALL, "client=icarl", "strategy=icarl"],
