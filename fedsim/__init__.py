@@ -3,16 +3,16 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedsim.api import Run, load, run
+    from fedsim.api import Run, load, resume, run
     from fedsim.grid import LocalGrid, run_app
 
-__all__ = ["LocalGrid", "Run", "load", "run", "run_app"]
+__all__ = ["LocalGrid", "Run", "load", "resume", "run", "run_app"]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
     """Import on first use, so that the command line answers before torch has loaded."""
-    if name in ("Run", "load", "run"):
+    if name in ("Run", "load", "resume", "run"):
         from fedsim import api
 
         return getattr(api, name)

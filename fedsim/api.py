@@ -44,6 +44,29 @@ def run(overrides: str | Sequence[str] = (), *, folder: str | Path | None = None
     return Run(path=run_dir)
 
 
+def resume(path: str | Path, *, trust: bool = False) -> "Run":
+    """Go on with an interrupted run in this process; a finished one is only opened.
+
+    Args:
+        path: The run directory.
+        trust: Whether its configuration may name classes that ``conf/`` does not.
+
+    Raises:
+        ConfigError: If there is nothing to go on from; the text says why.
+    """
+    import time
+
+    started = time.perf_counter()
+    from fedsim.main import simulate
+    from fedsim.resumption import is_finished, prepare
+
+    run_dir = Path(path)
+    node = prepare(run_dir, ["progress=false", f"trust={str(trust).lower()}"])
+    if not is_finished(run_dir):
+        simulate(node, run_dir, started=started, resume=True)
+    return Run(path=run_dir)
+
+
 def load(path: str | Path) -> "Run":
     """Open a run directory.
 

@@ -1,6 +1,7 @@
 """Numbers between pairs of clients, kept round by round, saved and drawn at the end."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+MATRICES = "matrices.jsonl"
 _DIGITS = 6  # in the lines of text
 _PANELS = 3  # rounds in a picture
 
@@ -32,13 +34,22 @@ class Matrices:
 
     Args:
         run_dir: The run directory; nothing is written for methods without matrices.
+        resumed_at: Where the lines of a resumed run go on, in bytes; None begins anew.
     """
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, *, resumed_at: int | None = None) -> None:
         self._run_dir = run_dir
-        self._lines = run_dir / "matrices.jsonl"
-        self._lines.unlink(missing_ok=True)
+        self._lines = run_dir / MATRICES
         self._file: IO[str] | None = None
+        if resumed_at is None:
+            self._lines.unlink(missing_ok=True)
+        else:
+            os.truncate(self._lines, resumed_at)
+            self._file = self._lines.open("a", encoding="utf-8")
+
+    def files(self) -> list[IO[str]]:
+        """The open file, if there is one."""
+        return [] if self._file is None else [self._file]
 
     def record(self, round_: int, matrices: Mapping[str, Matrix]) -> None:
         """Write the matrices of a round, one line each."""

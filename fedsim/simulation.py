@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -16,13 +17,14 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 
 from fedsim.arrays import Records, to_record
+from fedsim.checkpoint import Checkpoints
 from fedsim.client import Client, Setting, initial_model
 from fedsim.clock import Clock, Tick
 from fedsim.evaluation import Evaluation
+from fedsim.judging import accuracy_of
 from fedsim.loggers import Logger
 from fedsim.loop import Loop, RoundLog
-from fedsim.matrices import Matrices
-from fedsim.results import Results, accuracy_of, write_json
+from fedsim.results import Results, write_json
 from fedsim.roster import Roster
 from fedsim.scenario import Scenario
 from fedsim.state import ClientState
@@ -83,6 +85,7 @@ class Simulation:
         *,
         started: float,
         watchers: Sequence[Watcher] = (),
+        checkpoints: Checkpoints | None = None,
     ) -> Row:
         """Drive the run to its end and return the summary.
 
@@ -92,6 +95,7 @@ class Simulation:
             results: Where the measurements go.
             started: ``time.perf_counter()`` at the start of the set-up.
             watchers: Called after every round.
+            checkpoints: Where the run begins, if it was begun before, and what keeps it.
         """
         loop = Loop(
             strategy=self.strategy,
@@ -104,18 +108,22 @@ class Simulation:
             evaluation=self.setting.evaluation,
         )
         arrays = self.initial_arrays()
-        matrices = Matrices(results.run_dir)
+        earlier = None if checkpoints is None else checkpoints.attach(grid, self.strategy)
+        first_round, wall_s, final = 1, 0.0, arrays
+        if earlier is not None:
+            first_round, wall_s, final = earlier.round + 1, earlier.wall_s, earlier.arrays
         setup_s = time.perf_counter() - started
-        begun = mark = time.perf_counter()
-        final = arrays
-        for log, final in loop.run(arrays):  # noqa: B007 - the last round's arrays are the result
-            now = time.perf_counter()
-            results.record(log, now - mark)
-            matrices.record(log.tick.round, log.matrices)
-            self._notify(log, now - mark, watchers)
-            mark = time.perf_counter()
-        wall_s = time.perf_counter() - begun
-        matrices.finish()
+        mark = time.perf_counter()
+        begun = mark - wall_s
+        for log, final in loop.run(final, first_round):  # noqa: B020 - begins with these arrays
+            with nullcontext() if checkpoints is None else checkpoints.round_end():
+                now = time.perf_counter()
+                results.record(log, now - mark)
+                self._notify(log, now - mark, watchers)
+                if checkpoints is not None and not getattr(log, "is_void", False):
+                    checkpoints.note(log.tick.round, final, results, now - begun)
+                mark = time.perf_counter()
+        wall_s = mark - begun
         summary = results.finish(
             final,
             {
@@ -167,19 +175,24 @@ def check_evaluation(evaluation: Evaluation, scenario: Scenario) -> None:
         )
 
 
-def write_environment(run_dir: Path) -> None:
-    """Write ``env.json``: versions, machine, commit and command."""
+def package_versions() -> dict[str, str | None]:
+    """Versions of the packages that results depend on; None for those that are not installed."""
     versions: dict[str, str | None] = {}
     for package in (*_PACKAGES, *_TOOLS):
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = None
+    return versions
+
+
+def write_environment(run_dir: Path) -> None:
+    """Write ``env.json``: versions, machine, commit and command."""
     content: dict[str, Any] = {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
-        "versions": versions,
+        "versions": package_versions(),
         "commit": _commit(),
         "command": sys.argv,
     }

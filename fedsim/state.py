@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 
-from fedsim.arrays import Params, to_params, to_record
+from fedsim.arrays import Params, fill, to_params, to_record
 
 _COUNTERS = "counters"
 
@@ -98,10 +98,72 @@ class MemoryStore:
         return sorted(self._states)
 
 
+class RoundStore:
+    """What clients remember at the end of the last round, apart from what a round has written.
+
+    A round that is not finished can thus be dropped. What it writes is held in memory until then.
+
+    Args:
+        inner: Keeps the states of finished rounds.
+
+    Attributes:
+        changed: Clients whose state was written since this was last emptied.
+    """
+
+    def __init__(self, inner: Store) -> None:
+        self._inner = inner
+        self._written: dict[int, RecordDict] = {}
+        self.changed: set[int] = set()
+
+    def get(self, client_id: int) -> RecordDict | None:
+        """The client's state, which may be written to; see :class:`Store`."""
+        if client_id in self._written:
+            return self._written[client_id]
+        state = self._inner.get(client_id)
+        return None if state is None else copied(state)
+
+    def put(self, client_id: int, state: RecordDict) -> None:
+        """See :class:`Store`."""
+        self._written[client_id] = state
+
+    def ids(self) -> list[int]:
+        """See :class:`Store`."""
+        return sorted({*self._inner.ids(), *self._written})
+
+    def commit(self) -> None:
+        """A round is over: keep what it wrote."""
+        for client_id, state in self._written.items():
+            self._inner.put(client_id, state)
+        self.changed |= self._written.keys()
+        self._written = {}
+
+    def kept(self, client_id: int) -> RecordDict:
+        """The client's state at the end of the last round; read only.
+
+        Raises:
+            KeyError: If it has none.
+        """
+        state = self._inner.get(client_id)
+        if state is None:
+            raise KeyError(client_id)
+        return state
+
+    def kept_ids(self) -> list[int]:
+        """Clients that had a state at the end of the last round, ascending."""
+        return self._inner.ids()
+
+
+def copied(state: RecordDict) -> RecordDict:
+    """A state that can be written to without changing the original; arrays are shared."""
+    records = {n: r if isinstance(r, ArrayRecord) else r.copy() for n, r in state.items()}
+    return fill(RecordDict(), records)
+
+
 class DiskStore:
     """Keeps the most recently used states in memory and the others as one file per client.
 
-    Files hold Flower's protobuf form of the state: nothing is pickled.
+    Files hold Flower's protobuf form of the state: nothing is pickled. Those of an earlier run in
+    the same folder are removed.
 
     Args:
         folder: Where the files go; created when needed.
@@ -114,6 +176,9 @@ class DiskStore:
         self._folder = Path(folder)
         self._keep = keep
         self._recent: OrderedDict[int, RecordDict] = OrderedDict()
+        for pattern in ("*/*.state", "*/*.partial"):
+            for path in self._folder.glob(pattern):
+                path.unlink()
 
     def get(self, client_id: int) -> RecordDict | None:
         """See :class:`Store`."""

@@ -1,8 +1,9 @@
 """Sweeps that can be called again: a ledger of what was tried, and jobs that cannot stop others.
 
 ``ledger.jsonl`` in the sweep folder gets one line when a sweep is called and one whenever a job
-starts, finishes, fails or is skipped. Lines are only appended, so jobs may run in any process that
-Hydra's launchers start. A job is done when its ``summary.json`` exists; that file is written last.
+starts, goes on from a checkpoint, finishes, fails, is interrupted or is skipped. Lines are only
+appended, so jobs may run in any process that Hydra's launchers start. A job is done when its
+``summary.json`` exists; that file is written last.
 """
 
 import json
@@ -10,6 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fedsim.checks import ConfigError, Node
+from fedsim.resumption import RunStoppedError
 
 LEDGER = "ledger.jsonl"
 FAILED = 1  # exit code of a sweep in which a job failed
-_SHOWING = ("progress", "overwrite")  # say how a run shows itself, not what it computes
+# keys that say how a run shows and keeps itself, not what it computes
+_SHOWING = ("progress", "overwrite", "resume", "trust", "checkpoint")
 Entry = dict[str, Any]
 
 
@@ -46,13 +50,15 @@ class Job:
         return str(self.run_dir.relative_to(self.sweep_dir.resolve()))
 
     def run(
-        self, resolve: Callable[[], Node], simulate: Callable[[Node], Entry]
+        self, resolve: Callable[[], Node], simulate: Callable[[Node, bool], Entry]
     ) -> dict[str, Any] | None:
         """The job's summary, from an earlier call if it was finished then; None if it fails.
 
+        A job that failed begins anew; one that was interrupted goes on, if that is possible.
+
         Args:
             resolve: Gives the configuration.
-            simulate: Runs it.
+            simulate: Runs it; from its newest checkpoint, if the second argument says so.
         """
         began = time.perf_counter()
         try:
@@ -60,10 +66,12 @@ class Job:
             if (summary := finished(self.run_dir, node)) is not None:
                 self._note("skipped")
                 return summary
-            self._note("started")
-            summary = simulate({**node, "progress": False, "overwrite": True})
-        except KeyboardInterrupt:
-            self._note("interrupted")
+            summary = self._simulate({**node, "progress": False, "overwrite": True}, simulate)
+        except (KeyboardInterrupt, RunStoppedError) as error:
+            with suppress(OSError):  # the disk may be full
+                self._note("interrupted")
+            if isinstance(error, RunStoppedError):
+                raise
             print(
                 f"\nthe same command with hydra.sweep.dir={self.sweep_dir} goes on from here",
                 file=sys.stderr,
@@ -75,6 +83,20 @@ class Job:
         seconds = round(time.perf_counter() - began, 3)
         self._note("finished", seconds=seconds, accuracy=summary.get("test_accuracy"))
         return summary
+
+    def _simulate(self, node: Node, simulate: Callable[[Node, bool], Entry]) -> Entry:
+        """Run the job, from a checkpoint if an interrupted call left one that can be used."""
+        from fedsim.checkpoint_files import CheckpointError, manifests
+
+        failed = (self.run_dir / "error.txt").exists()
+        if manifests(self.run_dir) and not failed:
+            self._note("resumed")
+            try:
+                return simulate(node, True)
+            except CheckpointError as error:
+                print(f"job {self.number + 1} begins anew: {error}", file=sys.stderr)
+        self._note("started")
+        return simulate(node, False)
 
     def _fail(self, error: Exception) -> None:
         text = str(error).strip() or type(error).__name__
@@ -89,7 +111,7 @@ class Job:
         note(self.sweep_dir, {"event": event, "job": self.name, **values})
         if event == "finished":
             (self.run_dir / "error.txt").unlink(missing_ok=True)  # of an earlier attempt
-        if self.shown and event not in ("started", "interrupted"):
+        if self.shown and event not in ("started", "resumed", "interrupted"):
             more = values.get("error", "")
             if event == "finished":
                 accuracy = values["accuracy"]

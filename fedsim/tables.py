@@ -1,5 +1,6 @@
 """Rows of measurements, and their form as a table."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -31,3 +32,10 @@ def write_parquet(rows: list[Row], path: Path) -> None:
         ("num_examples", pa.int64()),
     ]
     pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(columns)), path)
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON knows it: NaN and infinity become null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

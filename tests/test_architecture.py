@@ -11,7 +11,7 @@ PACKAGES = ("fedsim", "strategies", "clients", "scenarios")
 EXTENSIONS = {"strategies", "clients", "scenarios"}
 FLOWER = {
     "apps", "arrays", "checkpoint", "engine", "faults", "flower_engine", "gate", "grid", "loop",
-    "main", "results", "roster", "simulation", "state", "strategy", "wire", "workers",
+    "main", "results", "roster", "server_memory", "simulation", "state", "strategy", "wire", "workers",
 }  # fmt: skip
 HYDRA = {"apps", "build", "config", "main"}
 

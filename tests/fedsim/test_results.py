@@ -8,8 +8,9 @@ import torch
 from fedsim.arrays import to_record
 from fedsim.clock import Clock
 from fedsim.gate import Rejection
+from fedsim.judging import accuracy_of, rows_of, summarise
 from fedsim.loop import BEFORE, RoundLog
-from fedsim.results import Results, RunExistsError, accuracy_of, digest, rows_of, summarise
+from fedsim.results import Results, RunExistsError, digest
 from fedsim.wire import Upload
 
 CLOCK = Clock(num_experiences=2, rounds_per_experience=1)

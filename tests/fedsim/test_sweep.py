@@ -74,10 +74,10 @@ def test_a_failing_job_is_named_and_the_others_run(tmp_path):
 
 
 def test_what_fails_once_is_tried_again(tmp_path):
-    def broken(_):
+    def broken(_, resume):
         raise RuntimeError("no luck\nwith this")
 
-    def whole(node):
+    def whole(node, resume):
         return {"test_accuracy": node["x"]}
 
     assert job(tmp_path).run(lambda: {"x": 0.5}, broken) is None
@@ -96,7 +96,7 @@ def test_a_job_is_skipped_only_if_it_is_the_same(tmp_path):
     (folder / "summary.json").write_text('{"test_accuracy": 0.25}')
     (folder / "config.yaml").write_text("x: 1\nprogress: true\n")
 
-    def never(_):
+    def never(_, resume):
         raise AssertionError("ran a finished job")
 
     done = job(tmp_path).run(lambda: {"x": 1, "progress": False}, never)
@@ -106,7 +106,7 @@ def test_a_job_is_skipped_only_if_it_is_the_same(tmp_path):
 
 
 def test_an_interrupted_sweep_stops(tmp_path, capsys):
-    def interrupted(_):
+    def interrupted(_, resume):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -115,7 +115,7 @@ def test_an_interrupted_sweep_stops(tmp_path, capsys):
 
 
 def test_jobs_run_quietly_and_may_replace_what_an_interrupted_one_left(tmp_path):
-    def look(node):
+    def look(node, resume):
         assert node["overwrite"]
         assert not node["progress"]
         return {}
