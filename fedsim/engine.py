@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from flwr.app import Message
@@ -54,6 +54,13 @@ def check_device(device: str) -> None:
         raise ValueError("engine.device=mps, but torch finds no Apple GPU; use cpu")
 
 
+def num_cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 class Engine(Protocol):
     """Where the clients of a run are."""
 
@@ -71,7 +78,7 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalEngine:
-    """All clients in this process.
+    """All clients on this machine: in this process, or in worker processes.
 
     Attributes:
         device: Where models train.
@@ -79,6 +86,9 @@ class LocalEngine:
         shuffle: Run the clients of a round in random order; results must not change.
         keep_states: Client states held in memory, the others on disk; None keeps all in memory.
         cohort: Clients that are trained at once: ``auto`` where it pays, a number, or ``off``.
+        workers: Processes that clients run in, or ``auto`` for one a core. With one, clients run in
+            this process, unless there is a timeout.
+        timeout: Seconds that a client may take for one message, or None.
     """
 
     device: str = "cpu"
@@ -86,6 +96,8 @@ class LocalEngine:
     shuffle: bool = False
     keep_states: int | None = None
     cohort: CohortSize = "off"
+    workers: int | Literal["auto"] = 1
+    timeout: float | None = None
 
     def __post_init__(self) -> None:
         check_device(self.device)
@@ -98,13 +110,38 @@ class LocalEngine:
             )
         if isinstance(size, int) and size < 2:
             raise ValueError(f"engine.cohort must be at least 2, or off; got {size}")
+        self._check_workers(on_cpu=torch.device(self.device).type == "cpu")
+
+    def _check_workers(self, *, on_cpu: bool) -> None:
+        count = self.workers
+        if count != "auto" and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+            raise ValueError(
+                f"engine.workers must be a number of at least 1, or auto; got {count!r}"
+            )
+        if self.timeout is not None and not self.timeout > 0:
+            raise ValueError(f"engine.timeout must be positive or null, got {self.timeout}")
+        apart = self.timeout is not None or (count != "auto" and count > 1)
+        if apart and not on_cpu:
+            raise ValueError(
+                f"engine.workers={count} engine.timeout={self.timeout}: worker processes cannot"
+                f" share engine.device={self.device}; use engine.workers=1 engine.timeout=null, and"
+                " engine.cohort=auto to train clients at once"
+            )
+
+    def num_workers(self, num_clients: int) -> int:
+        """Processes for so many clients."""
+        if self.workers != "auto":
+            return self.workers
+        if torch.device(self.device).type != "cpu" or not hasattr(os, "fork"):
+            return 1
+        return min(num_cores(), num_clients)
 
     def run(self, simulation: Simulation, node: Node, run_dir: Path, drive: Drive) -> Row:
         """See :class:`Engine`."""
         app = client_app_of(lambda _: simulation.client)
         count = simulation.setting.scenario.num_clients
-        grid = self.grid(app, num_clients=count, seed=node["seed"], run_dir=run_dir)
-        return drive(grid, grid.roster)
+        with self.grid(app, num_clients=count, seed=node["seed"], run_dir=run_dir) as grid:
+            return drive(grid, grid.roster)
 
     def grid(self, app: ClientApp, *, num_clients: int, seed: int, run_dir: Path) -> LocalGrid:
         """A grid with this set-up."""
@@ -124,4 +161,6 @@ class LocalEngine:
             raise_errors=self.raise_errors,
             order=shuffled if self.shuffle else None,
             cohort=self.cohort,
+            workers=self.num_workers(num_clients),
+            timeout=self.timeout,
         )

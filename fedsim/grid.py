@@ -2,9 +2,9 @@
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from flwr.app import ArrayRecord, Context, Error, Message, MessageType, RecordDict
+from flwr.app import Context, Error, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp import Grid, ServerApp
@@ -12,22 +12,22 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedsim.apps import BlockApp
-from fedsim.arrays import LocalContent, decoded, fill
 from fedsim.cohort_plan import CohortSize
+from fedsim.execution import Decoded, Done, Executor, UserConfig, Work, parts_of, shared_records
 from fedsim.roster import FIRST_NODE, LocalRoster
 from fedsim.state import MemoryStore, Store
+from fedsim.workers import Lost, WorkerPool
 
 _RUN_ID = 1
 
-UserConfig = dict[str, bool | float | int | str]
-
 
 class LocalGrid(Grid):
-    """Runs a Flower ``ClientApp`` in this process, without threads, sleeping or serialisation.
+    """Runs a Flower ``ClientApp`` on this machine, without threads, sleeping or serialisation.
 
     Nothing is kept per registered client: a client's ``Context`` is made when a message arrives,
     and only a state that the client wrote is stored. Arrays of a payload shared by several
-    messages are decoded once.
+    messages are decoded once. Clients run in this process, one after the other, or in ``workers``
+    of their own; results are the same bits.
 
     Args:
         client_app: The app every client runs.
@@ -40,12 +40,16 @@ class LocalGrid(Grid):
             depend on it; replies come back in client order all the same.
         cohort: Clients of a fedsim app that are trained at once: a number, ``auto`` for what pays,
             ``off`` for one by one. Other apps are always run message by message.
+        workers: Processes that clients run in. With one, clients run in this process, unless there
+            is a timeout.
+        timeout: Seconds that a client may take, or None. Its worker is killed then, and its reply
+            is an error, ``deadline``.
 
     Raises:
-        ValueError: If there is no client.
+        ValueError: If there is no client or no worker, or the timeout is not positive.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is a line of conf/engine/local.yaml
         self,
         client_app: ClientApp,
         num_clients: int,
@@ -55,23 +59,54 @@ class LocalGrid(Grid):
         raise_errors: bool = False,
         order: Callable[[list[Message]], list[Message]] | None = None,
         cohort: CohortSize = "off",
+        workers: int = 1,
+        timeout: float | None = None,
     ) -> None:
         if num_clients < 1:
             raise ValueError(f"num_clients must be at least 1, got {num_clients}")
+        if workers < 1:
+            raise ValueError(f"workers must be at least 1, got {workers}")
+        if timeout is not None and timeout <= 0:
+            raise ValueError(f"timeout must be positive or None, got {timeout}")
         self.roster = LocalRoster(num_clients)
         self.store: Store = MemoryStore() if store is None else store
         self._app = client_app
-        self._run_config = dict(run_config or {})
         self._raise_errors = raise_errors
         self._order = order
         self._cohort: CohortSize = cohort
+        self._count, self._timeout = workers, timeout
+        self._pool: WorkerPool[Work] | None = None
         self._node_ids: tuple[int, ...] | None = None
         self._serial = itertools.count(1)
         self._replies: dict[str, Message] = {}
         self._run = Run.create_empty(_RUN_ID)
+        self._executor = Executor(
+            client_app,
+            self.roster,
+            dict(run_config or {}),
+            raise_errors=raise_errors,
+            cohort=cohort,
+        )
         # `Message` reads the sender from here; a process that runs a grid is the server
         TaskIdentity.run_id, TaskIdentity.node_id = _RUN_ID, SUPERLINK_NODE_ID
         TaskIdentity.task_id = 1
+
+    def __enter__(self) -> "LocalGrid":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the worker processes, if there are any; the next message would start new ones."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+    @property
+    def worker_pids(self) -> list[int]:
+        """Process numbers of the workers that have been started."""
+        return [] if self._pool is None else self._pool.pids
 
     def set_run(self, run: Run) -> None:
         """See Flower's ``Grid``."""
@@ -102,12 +137,10 @@ class LocalGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Run the messages now and keep the replies until they are pulled."""
-        ids = []
-        for message in messages:
-            (reply,) = self.send_and_receive([message])
-            ids.append(message.metadata.message_id)
-            self._replies[ids[-1]] = reply
-        return ids
+        pushed = list(messages)
+        replies = {r.metadata.reply_to_message_id: r for r in self.send_and_receive(pushed)}
+        self._replies |= replies
+        return [message.metadata.message_id for message in pushed]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Replies to the pushed messages, each handed out once."""
@@ -126,131 +159,100 @@ class LocalGrid(Grid):
     def stream(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterator[Message]:
-        """Replies one by one, made when they are asked for: one block's in memory at a time."""
+        """Replies one by one, made when they are asked for: few are in memory at a time."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        shared: dict[int, tuple[ArrayRecord, ArrayRecord]] = {}
         queue = sorted(messages, key=lambda message: message.metadata.dst_node_id)
         blocks = self._blocks(queue)
-        if self._order is not None:
-            block_of = {id(m): number for number, block in enumerate(blocks) for m in block}
-            numbers = dict.fromkeys(block_of[id(m)] for m in self._order(queue))
-            done = {number: self._answer_all(blocks[number], shared) for number in numbers}
-            yield from itertools.chain.from_iterable(done[n] for n in range(len(blocks)))
+        if self._order is None:
+            for _, replies in self._done(blocks, deadline):
+                yield from replies
             return
-        for block in blocks:
-            if deadline is not None and time.monotonic() > deadline:
-                return
-            yield from self._answer_all(block, shared)
+        block_of = {id(m): number for number, block in enumerate(blocks) for m in block}
+        numbers = dict.fromkeys(block_of[id(m)] for m in self._order(queue))
+        done = dict(self._done([blocks[number] for number in numbers], deadline))
+        yield from itertools.chain.from_iterable(done[node] for node in sorted(done))
 
     def _blocks(self, queue: list[Message]) -> list[list[Message]]:
         """The messages in parts that are answered at once, as equal as they can be."""
         app, size = self._app, 1
         alike = {m.metadata.message_type for m in queue} == {MessageType.TRAIN}
-        known = all(self._is_registered(m) for m in queue)
+        known = all(0 <= self._client(m) < self.roster.num_clients for m in queue)
         if self._cohort != "off" and alike and known and isinstance(app, BlockApp):
-            context = self._context(self.roster.client(queue[0].metadata.dst_node_id))
-            size = app.block_size(queue[0], context, self._cohort)
-        count = -(-len(queue) // size)
-        cuts = [len(queue) * number // max(count, 1) for number in range(count + 1)]
-        return [queue[start:end] for start, end in itertools.pairwise(cuts)]
+            size = app.block_size(queue[0], self._context(self._client(queue[0])), self._cohort)
+        clients = [list(group) for _, group in itertools.groupby(queue, self._client)]
+        count = -(-len(clients) // size)
+        cuts = [len(clients) * number // max(count, 1) for number in range(count + 1)]
+        parts = [clients[start:end] for start, end in itertools.pairwise(cuts)]
+        return [list(itertools.chain.from_iterable(part)) for part in parts]
 
-    def _answer_all(
-        self, block: list[Message], shared: dict[int, tuple[ArrayRecord, ArrayRecord]]
-    ) -> list[Message]:
-        """Answer a block at once or, if that is not possible, message by message."""
-        app, reason = self._app, None
-        if len(block) > 1 and isinstance(app, BlockApp):
-            contexts = [self._context(self.roster.client(m.metadata.dst_node_id)) for m in block]
+    def _done(
+        self, blocks: Sequence[list[Message]], deadline: float | None
+    ) -> Iterator[tuple[int, list[Message]]]:
+        """Answer blocks until the deadline; each one's first node and its replies."""
+        works = self._works(blocks, deadline)
+        if self._count == 1 and self._timeout is None:
+            shared: Decoded = {}
+            results: Iterator[tuple[Work, Done]] = (
+                (work, self._executor.run(work, shared)) for work in works
+            )
+        else:
+            results = self._in_workers(blocks, works)
+        for work, done in results:
+            for client_id, state in done.states.items():
+                self.store.put(client_id, state)
+            if done.declined is not None and isinstance(self._app, BlockApp):
+                first = self._context(self._client(work.messages[0]))
+                self._app.decline(first, self._cohort, done.declined)
+            replies = [self._stamp(reply) for reply in done.replies]
+            yield work.messages[0].metadata.dst_node_id, replies
+
+    def _works(self, blocks: Sequence[list[Message]], deadline: float | None) -> Iterator[Work]:
+        for block in blocks:
+            if deadline is not None and time.monotonic() > deadline:
+                return
             for message in block:
                 self._stamp(message)
-            try:
-                replies = app.train_block(block, contexts, self._cohort)
-            except Exception as error:  # one by one shows whose error it is, or that there is none
-                reason = f"a block failed with {type(error).__name__}: {error}"
-            else:
-                for context in contexts:
-                    self._keep(context)
-                return [self._finish(reply) for reply in replies]
-        replies = [self._answer(message, shared) for message in block]
-        if reason is not None and isinstance(app, BlockApp):
-            app.decline(contexts[0], self._cohort, reason)
-        return replies
+            states = {}
+            for client_id in dict.fromkeys(map(self._client, block)):
+                if (state := self.store.get(client_id)) is not None:
+                    states[client_id] = state
+            yield Work(messages=block, states=states, run_id=self._run.run_id)
 
-    def _answer(
-        self, message: Message, shared: dict[int, tuple[ArrayRecord, ArrayRecord]]
-    ) -> Message:
-        """Run one message and return its reply."""
-        self._stamp(message)
-        client_id = self.roster.client(message.metadata.dst_node_id)
-        if not self._is_registered(message):
-            error = Error(ErrorCode.NODE_UNAVAILABLE, f"no client has node id {client_id}")
-            return self._stamp(Message(error, reply_to=message))
-        message.content = _own_copy(message.content, shared)
-        context = self._context(client_id)
-        try:
-            reply = self._app(message, context)
-        except Exception as error:
-            if self._raise_errors:
-                error.add_note(f"raised by client {client_id} in {message.metadata.message_type!r}")
-                raise
-            reason = f"{type(error).__name__}: {error}"
-            reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
-        self._keep(context)
-        return self._finish(reply)
+    def _in_workers(
+        self, blocks: Sequence[list[Message]], works: Iterator[Work]
+    ) -> Iterator[tuple[Work, Done]]:
+        """Outcomes of works that other processes do."""
+        if self._pool is None:
+            self._pool = WorkerPool(
+                self._executor.run_apart,
+                self._count,
+                cut=lambda work: parts_of(work, self._client),
+                size=lambda work: len(work.messages),
+                timeout=self._timeout,
+            )
+        for work, outcome in self._pool.run(works, shared_records(blocks)):
+            done = self._lost(work, outcome) if isinstance(outcome, Lost) else outcome
+            yield work, done.patched(work)
 
-    def _finish(self, reply: Message) -> Message:
-        """The reply as strategies read it: arrays decoded, numbered."""
-        if reply.has_content():
-            content = LocalContent.of(reply.content)
-            for name, record in content.items():
-                if isinstance(record, ArrayRecord):
-                    fill(content, {name: decoded(record)})
-            reply.content = content
-        return self._stamp(reply)
+    def _lost(self, work: Work, lost: Lost) -> Done:
+        """Error replies of clients that took too long or that workers died of."""
+        if not lost.late and self._raise_errors:
+            clients = ", ".join(str(self._client(message)) for message in work.messages)
+            raise RuntimeError(f"worker processes die when they run client {clients}")
+        reason = f"deadline: no reply within {self._timeout} s" if lost.late else "its workers died"
+        error = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason)
+        return Done(replies=[Message(error, reply_to=message) for message in work.messages])
 
-    def _is_registered(self, message: Message) -> bool:
-        client_id = self.roster.client(message.metadata.dst_node_id)
-        return 0 <= client_id < self.roster.num_clients
-
-    def _keep(self, context: Context) -> None:
-        """Store what a client remembers, if anything."""
-        if len(context.state) > 0:
-            self.store.put(self.roster.client(context.node_id), context.state)
+    def _client(self, message: Message) -> int:
+        return self.roster.client(message.metadata.dst_node_id)
 
     def _context(self, client_id: int) -> Context:
-        state = self.store.get(client_id)
-        return Context(
-            run_id=self._run.run_id,
-            node_id=self.roster.node(client_id),
-            node_config={"partition-id": client_id, "num-partitions": self.roster.num_clients},
-            state=RecordDict() if state is None else state,
-            run_config=self._run_config,
-        )
+        return self._executor.context(client_id, self._run.run_id, self.store.get(client_id))
 
     def _stamp(self, message: Message) -> Message:
         """Number the message; Flower's runtime hashes the content instead, which costs more."""
         message.metadata.__dict__["_message_id"] = str(next(self._serial))
         return message
-
-
-def _own_copy(
-    content: RecordDict, shared: dict[int, tuple[ArrayRecord, ArrayRecord]]
-) -> RecordDict:
-    """A content that one client may change without changing its neighbours'.
-
-    Flower's strategies put the same records into every message of a round. The array values stay
-    shared: they are handed out as copies or read only.
-    """
-    own = RecordDict()
-    for name, record in content.items():
-        if isinstance(record, ArrayRecord):
-            key = id(record)
-            if key not in shared:  # the original is kept too, so that its id stays taken
-                shared[key] = (record, decoded(record))
-            own[name] = shared[key][1].copy()
-        else:
-            own[name] = record.copy()
-    return own
 
 
 def run_app(

@@ -10,8 +10,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("fedsim", "strategies", "clients", "scenarios")
 EXTENSIONS = {"strategies", "clients", "scenarios"}
 FLOWER = {
-    "apps", "arrays", "checkpoint", "engine", "faults", "flower_engine", "gate", "grid", "loop",
-    "main", "results", "roster", "server_memory", "simulation", "state", "strategy", "wire", "workers",
+    "apps", "arrays", "checkpoint", "engine", "execution", "faults", "flower_engine", "gate",
+    "grid", "intake", "loop", "main", "nursery", "parcels", "results", "roster", "screen",
+    "server_memory", "simulation", "state", "strategy", "wire", "workers",
 }  # fmt: skip
 HYDRA = {"apps", "build", "config", "main"}
 

@@ -1,0 +1,236 @@
+"""Answers messages with the client app: one by one, or a block of clients at once."""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
+
+from fedsim.apps import BlockApp
+from fedsim.arrays import LocalContent, decoded, fill
+from fedsim.cohort_plan import CohortSize
+from fedsim.roster import LocalRoster
+
+UserConfig = dict[str, bool | float | int | str]
+Record = ArrayRecord | ConfigRecord | MetricRecord
+States = dict[int, RecordDict]  # client to what it remembers
+Decoded = dict[int, tuple[ArrayRecord, ArrayRecord]]  # by id: a record, kept, and it decoded
+Shared = Mapping[int, ArrayRecord]  # records of several messages, by number
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """Messages that are answered together.
+
+    Attributes:
+        messages: In client order; a client's own messages are never split over two works.
+        states: What those clients remember that remember anything.
+        run_id: Flower's number of the run.
+    """
+
+    messages: list[Message]
+    states: States
+    run_id: int
+
+
+@dataclass(slots=True, kw_only=True)
+class Done:
+    """What became of a work.
+
+    Attributes:
+        replies: In the order of the messages.
+        states: What the clients remember now.
+        declined: Why the app trains clients one by one from now on; None if it does not.
+        patches: Instead of states, where most of one is as it was: every record's name with the
+            record, or None for the one that the client had before.
+    """
+
+    replies: list[Message]
+    states: States = field(default_factory=dict)
+    declined: str | None = None
+    patches: dict[int, list[tuple[str, Record | None]]] = field(default_factory=dict)
+
+    def patched(self, work: Work) -> "Done":
+        """The same with whole states, at the end that has the former ones."""
+        for client_id, patch in self.patches.items():
+            before = work.states.get(client_id, RecordDict())
+            records = {name: before[name] if new is None else new for name, new in patch}
+            self.states[client_id] = fill(RecordDict(), records)
+        self.patches = {}
+        return self
+
+
+class Executor:
+    """Runs the client app.
+
+    Args:
+        app: The app every client runs.
+        roster: Which node is which client.
+        run_config: The ``run_config`` of every context.
+        raise_errors: Whether an exception in a client is raised, with the client named. Else it
+            becomes an error reply, as on Flower's own engines.
+        cohort: Clients of a fedsim app that are trained at once.
+    """
+
+    def __init__(
+        self,
+        app: ClientApp,
+        roster: LocalRoster,
+        run_config: UserConfig,
+        *,
+        raise_errors: bool,
+        cohort: CohortSize,
+    ) -> None:
+        self.app = app
+        self._roster = roster
+        self._run_config = run_config
+        self._raise_errors = raise_errors
+        self._cohort: CohortSize = cohort
+        self._declined = False
+
+    def run(self, work: Work, shared: Decoded) -> Done:
+        """Answer the messages at once or, if that is not possible, one by one.
+
+        Args:
+            work: The messages.
+            shared: Records of these and other messages that were decoded before; filled here.
+        """
+        done = None
+        app, reason = self.app, None
+        if len(work.messages) > 1 and isinstance(app, BlockApp) and not self._declined:
+            done, reason = self._run_block(app, work)
+        if done is None:
+            done = Done(replies=[], states=dict(work.states))
+            for message in work.messages:
+                done.replies.append(self._answer(message, work.run_id, done.states, shared))
+            if reason is not None:
+                self._declined, done.declined = True, reason
+        done.replies = [_finished(reply) for reply in done.replies]
+        return done
+
+    def run_apart(self, work: Work, shared: Shared) -> Done:
+        """The same in another process than the one that keeps the states.
+
+        What a fedsim client has not written to is not sent back.
+        """
+        del shared  # the messages refer to its records
+        before = {client: dict(state.items()) for client, state in work.states.items()}
+        done = self.run(work, {})
+        if isinstance(self.app, BlockApp):
+            for client, state in done.states.items():
+                old = before.get(client, {})
+                done.patches[client] = [
+                    (name, None if _is_same(record, old.get(name)) else record)
+                    for name, record in state.items()
+                ]
+            done.states = {}
+        return done
+
+    def context(self, client_id: int, run_id: int, state: RecordDict | None) -> Context:
+        """What a client knows of itself."""
+        return Context(
+            run_id=run_id,
+            node_id=self._roster.node(client_id),
+            node_config={"partition-id": client_id, "num-partitions": self._roster.num_clients},
+            state=RecordDict() if state is None else state,
+            run_config=self._run_config,
+        )
+
+    def _run_block(self, app: BlockApp, work: Work) -> tuple[Done | None, str | None]:
+        """The block's replies or, if it cannot be trained at once, why."""
+        ids = [self._roster.client(message.metadata.dst_node_id) for message in work.messages]
+        if len(set(ids)) < len(ids):
+            return None, None
+        contexts = [self.context(c, work.run_id, work.states.get(c)) for c in ids]
+        try:
+            replies = app.train_block(work.messages, contexts, self._cohort)
+        except Exception as error:  # one by one shows whose error it is, or that there is none
+            return None, f"a block failed with {type(error).__name__}: {error}"
+        states = {c: x.state for c, x in zip(ids, contexts, strict=True) if len(x.state) > 0}
+        return Done(replies=replies, states=states), None
+
+    def _answer(self, message: Message, run_id: int, states: States, shared: Decoded) -> Message:
+        """Run one message and return its reply."""
+        client_id = self._roster.client(message.metadata.dst_node_id)
+        if not 0 <= client_id < self._roster.num_clients:
+            error = Error(ErrorCode.NODE_UNAVAILABLE, f"no client has node id {client_id}")
+            return Message(error, reply_to=message)
+        message.content = _own_copy(message.content, shared)
+        context = self.context(client_id, run_id, states.get(client_id))
+        try:
+            reply = self.app(message, context)
+        except Exception as error:
+            if self._raise_errors:
+                error.add_note(f"raised by client {client_id} in {message.metadata.message_type!r}")
+                raise
+            reason = f"{type(error).__name__}: {error}"
+            reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+        if len(context.state) > 0:
+            states[client_id] = context.state
+        return reply
+
+
+def parts_of(work: Work, client: Callable[[Message], int]) -> list[Work]:
+    """A work for each of the clients.
+
+    Args:
+        work: Messages, each client's side by side.
+        client: Whom a message is for.
+    """
+    return [
+        Work(
+            messages=list(messages),
+            states={c: state for c, state in work.states.items() if c == client_id},
+            run_id=work.run_id,
+        )
+        for client_id, messages in itertools.groupby(work.messages, client)
+    ]
+
+
+def shared_records(blocks: Sequence[list[Message]]) -> Shared:
+    """Array records that several messages carry, decoded, by number."""
+    seen: dict[int, ArrayRecord] = {}
+    shared: dict[int, ArrayRecord] = {}
+    for message in itertools.chain.from_iterable(blocks):
+        for record in message.content.values():
+            if isinstance(record, ArrayRecord):
+                if id(record) in seen:
+                    shared[id(record)] = record
+                seen[id(record)] = record
+    return dict(enumerate(shared.values()))
+
+
+def _is_same(new: object, old: object) -> bool:
+    """Whether a record of a fedsim client's state is as it was: array groups are never changed."""
+    return new is old and isinstance(new, ArrayRecord)
+
+
+def _finished(reply: Message) -> Message:
+    """The reply as strategies read it: arrays decoded."""
+    if reply.has_content():
+        content = LocalContent.of(reply.content)
+        for name, record in content.items():
+            if isinstance(record, ArrayRecord):
+                fill(content, {name: decoded(record)})
+        reply.content = content
+    return reply
+
+
+def _own_copy(content: RecordDict, shared: Decoded) -> RecordDict:
+    """A content that one client may change without changing its neighbours'.
+
+    Flower's strategies put the same records into every message of a round. The array values stay
+    shared: they are handed out as copies or read only.
+    """
+    own = RecordDict()
+    for name, record in content.items():
+        if isinstance(record, ArrayRecord):
+            key = id(record)
+            if key not in shared:  # the original is kept too, so that its id stays taken
+                shared[key] = (record, decoded(record))
+            own[name] = shared[key][1].copy()
+        else:
+            own[name] = record.copy()
+    return own
