@@ -55,6 +55,26 @@ class Dealt:
         return owners
 
 
+class Whole:
+    """Every client holds all that there is.
+
+    Args:
+        sizes: Number of examples, for either split.
+    """
+
+    def __init__(self, sizes: Mapping[Split, int]) -> None:
+        self._sizes = dict(sizes)
+
+    def of(self, client_id: int, split: Split) -> Indices:
+        """See :meth:`Holdings.of`."""
+        del client_id
+        return np.arange(self._sizes[split])
+
+    def owners(self, split: Split) -> None:
+        """See :meth:`Holdings.owners`: clients share examples."""
+        del split
+
+
 class Drawn:
     """Every client draws its examples from the pool when asked: nothing is kept per client.
 

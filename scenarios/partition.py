@@ -7,7 +7,7 @@ import numpy as np
 
 from fedsim.data import Dataset, Indices
 from fedsim.seeding import numpy_generator
-from scenarios.holdings import Dealt, Drawn, Holdings, dirichlet, mirror, raise_to_minimum
+from scenarios.holdings import Dealt, Drawn, Holdings, Whole, dirichlet, mirror, raise_to_minimum
 
 
 class Partition(ABC):
@@ -255,6 +255,18 @@ class Resampled(Partition):
             alpha=self._alpha,
             seed=seed,
         )
+
+
+class Own(Partition):
+    """Every client has the whole data that it finds: for devices that hold their own and no other.
+
+    In one process that is the same data for everybody.
+    """
+
+    def holdings(self, dataset: Dataset, num_clients: int, seed: int) -> Whole:
+        """See :meth:`Partition.holdings`."""
+        del num_clients, seed
+        return Whole({"train": len(dataset.train.targets), "test": len(dataset.test.targets)})
 
 
 def _by_class(targets: Indices, rng: np.random.Generator) -> Indices:

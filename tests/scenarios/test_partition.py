@@ -9,6 +9,7 @@ from scenarios.partition import (
     IID,
     Dirichlet,
     Natural,
+    Own,
     Partition,
     QuantitySkew,
     Resampled,
@@ -178,6 +179,13 @@ def test_resampled_skew_is_the_same_in_training_and_test(data):
 def test_resampled_cannot_draw_more_than_there_is(data):
     with pytest.raises(ValueError, match="samples_per_client=201 is more than toy has: 200"):
         Resampled(samples_per_client=201, test_samples_per_client=1).holdings(data, 1, 0)
+
+
+def test_own_is_everything_that_is_found(data):
+    holdings = Own().holdings(data, 1000, seed=0)
+    assert holdings.of(999, "train").tolist() == list(range(200))
+    assert holdings.of(0, "test").tolist() == list(range(100))
+    assert holdings.owners("train") is None
 
 
 def test_mirrored_test_data_follow_the_training_classes():
