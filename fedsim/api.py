@@ -54,17 +54,10 @@ def resume(path: str | Path, *, trust: bool = False) -> "Run":
     Raises:
         ConfigError: If there is nothing to go on from; the text says why.
     """
-    import time
+    from fedsim.main import go_on
 
-    started = time.perf_counter()
-    from fedsim.main import simulate
-    from fedsim.resumption import is_finished, prepare
-
-    run_dir = Path(path)
-    node = prepare(run_dir, ["progress=false", f"trust={str(trust).lower()}"])
-    if not is_finished(run_dir):
-        simulate(node, run_dir, started=started, resume=True)
-    return Run(path=run_dir)
+    go_on(Path(path), ["progress=false", f"trust={str(trust).lower()}"])
+    return Run(path=Path(path))
 
 
 def load(path: str | Path) -> "Run":

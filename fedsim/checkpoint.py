@@ -5,7 +5,6 @@ how far the results had come when a round ended. Randomness needs no entry: ever
 seed, purpose, round and client. Rounds that were begun later never happened.
 """
 
-import json
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -18,27 +17,23 @@ from flwr.app import ArrayRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 
-from fedsim.arrays import Params, num_bytes, to_params
+from fedsim.arrays import num_bytes, to_params
 from fedsim.checkpoint_files import (
     FOLDER,
     CheckpointError,
-    DamagedError,
     Entry,
-    manifests,
-    read_manifest,
     read_part,
     remove_all_but,
     write_manifest,
     write_part,
 )
+from fedsim.checkpoint_origin import fingerprint
 from fedsim.checks import Node
 from fedsim.interruption import Interruption
 from fedsim.results import Results
-from fedsim.server_memory import FORMS, encoded, memory_of, packages_of, set_memory
+from fedsim.server_memory import FORMS, Snapshot, encoded, memory_of, packages_of, set_memory
 from fedsim.state import RoundStore
 
-HARMLESS = ("progress", "overwrite", "resume", "trust", "checkpoint")  # say nothing about the results
-_HARMLESS_ENGINE = ("workers", "keep_states", "shuffle")
 _FIRST_GUESS_S = 0.05  # what a checkpoint costs, until one was written
 _PART_BYTES = 128 << 20  # client states in one file, and in memory at once
 
@@ -85,59 +80,6 @@ class Resumed:
     wall_s: float
 
 
-def fingerprint(node: Node) -> Node:
-    """What of a configuration the results depend on."""
-    kept = {key: value for key, value in node.items() if key not in HARMLESS}
-    if isinstance(kept.get("engine"), Mapping):
-        kept["engine"] = {k: v for k, v in kept["engine"].items() if k not in _HARMLESS_ENGINE}
-    plain: Node = json.loads(json.dumps(kept))
-    return plain
-
-
-def find(run_dir: Path, node: Node, versions: Mapping[str, str | None]) -> Entry:
-    """The newest whole checkpoint of a run; one line says so if a newer one is damaged.
-
-    Args:
-        run_dir: The run directory.
-        node: Its resolved configuration.
-        versions: Of the packages that results depend on.
-
-    Raises:
-        CheckpointError: If there is none, or it is of another configuration or other versions.
-    """
-    damage: list[str] = []
-    for path in manifests(run_dir):
-        try:
-            found = read_manifest(path)
-        except DamagedError as error:
-            damage.append(f"the checkpoint after round {int(path.stem[6:])} is damaged: {error}")
-            continue
-        _check_origin(path, found, node, versions)
-        for line in damage:
-            print(f"fedsim: {line}; going on after round {found['round']}", file=sys.stderr)
-        return found
-    if damage:
-        raise CheckpointError(f"{run_dir}: {damage[0]}; there is no other one")
-    raise CheckpointError(f"{run_dir} holds no checkpoint")
-
-
-def _check_origin(path: Path, found: Entry, node: Node, versions: Mapping[str, str | None]) -> None:
-    ours = fingerprint(node)
-    theirs = found["config"]
-    differ = [k for k in sorted({*ours, *theirs}) if ours.get(k) != theirs.get(k)]
-    if differ:
-        raise CheckpointError(
-            f"{path} is of another configuration ({', '.join(differ)} differ) than config.yaml"
-        )
-    for name in sorted({*versions, *found["versions"]}):
-        was, now = found["versions"].get(name), versions.get(name)
-        if was != now:
-            raise CheckpointError(
-                f"{path} was written with {name} {was}, this is {now}; results would not be the"
-                f" same, so install {name} {was} or start anew"
-            )
-
-
 class Checkpoints:
     """Takes a run's state after every round and writes it when it is time.
 
@@ -169,7 +111,7 @@ class Checkpoints:
         self._kept: list[Entry] = [] if start is None else [start]
         self._parts: list[Entry] = [] if start is None else list(start["clients"])
         self._possible = schedule.keep > 0
-        self._latest: _Snapshot | None = None
+        self._latest: Snapshot | None = None
         self._results: Results | None = None
         self._saved = 0 if start is None else int(start["round"])
         self._begun, self._spent, self._cost = time.perf_counter(), 0.0, _FIRST_GUESS_S
@@ -229,7 +171,7 @@ class Checkpoints:
             return
         self._results = results
         try:
-            self._latest = _Snapshot(round_, arrays, self._strategy, results.memory(), wall_s)
+            self._latest = Snapshot(round_, arrays, self._strategy, results.memory(), wall_s)
             if round_ > 0 and self._is_due(round_):
                 self.save()
         except TypeError as error:
@@ -320,35 +262,6 @@ class Checkpoints:
         store.commit()
         store.changed = set()
         return Resumed(round=round_, arrays=arrays, wall_s=wall_s)
-
-
-class _Snapshot:
-    """The end of a round, which later rounds do not change.
-
-    Arrays and a fedsim strategy's state are never written to, so they need no copy; other
-    strategies may write to what they hold.
-    """
-
-    def __init__(
-        self,
-        round_: int,
-        arrays: ArrayRecord,
-        strategy: FlowerStrategy,
-        results: Entry,
-        wall_s: float,
-    ) -> None:
-        self.round, self.results, self.wall_s = round_, results, wall_s
-        self._packages = packages_of(strategy)
-        self._value = {"arrays": arrays, "strategy": memory_of(strategy)}
-        self._copy: Params | None = None
-        if "state" not in self._value["strategy"]:
-            self._copy = encoded(self._value, self._packages, type(strategy).__name__)
-
-    def server(self) -> Params:
-        """What the server holds, encoded."""
-        if self._copy is None:
-            self._copy = encoded(self._value, self._packages, "the server")
-        return self._copy
 
 
 def _batches(ids: list[int], store: RoundStore) -> Iterator[dict[int, RecordDict]]:

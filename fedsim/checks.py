@@ -25,6 +25,10 @@ class ConfigError(ValueError):
     """The configuration cannot work; the text says why and what to change."""
 
 
+class VoidRoundError(RuntimeError):
+    """A round's result may not be used, which ends the run; the text says why."""
+
+
 def check(node: Node) -> None:
     """Raise :class:`ConfigError` for the first thing that cannot work."""
     _check_needs(node)

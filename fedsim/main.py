@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,17 +63,26 @@ def main() -> None:
 
 def _run_or_resume() -> None:
     """Go on with a run if ``resume=`` asks for it; Hydra would begin a run directory of its own."""
-    started = time.perf_counter()
     asked = asked_for(sys.argv[1:])
     if asked is None:
         _run()
-        return
-    run_dir, words = asked
+    elif not go_on(*asked):
+        print(f"fedsim: {asked[0]} is finished; nothing is left to do", file=sys.stderr)
+
+
+def go_on(run_dir: Path, words: Sequence[str]) -> bool:
+    """Go on with an interrupted run; False if it is finished, and nothing is done.
+
+    Args:
+        run_dir: The run directory.
+        words: Overrides that results do not depend on.
+    """
+    started = time.perf_counter()
     node = prepare(run_dir, words)
     if is_finished(run_dir):
-        print(f"fedsim: {run_dir} is finished; nothing is left to do", file=sys.stderr)
-        return
+        return False
     simulate(node, run_dir, started=started, resume=True)
+    return True
 
 
 @hydra.main(version_base=None, config_path=str(CONF), config_name="config")
@@ -133,7 +142,8 @@ def simulate(
     import logging
 
     from fedsim.build import build, make, save_config
-    from fedsim.checkpoint import Checkpoints, find
+    from fedsim.checkpoint import Checkpoints
+    from fedsim.checkpoint_origin import find
     from fedsim.cut import describe
     from fedsim.progress import ProgressBar
     from fedsim.results import Results, RunExistsError, write_json

@@ -1,4 +1,4 @@
-"""Going on with an interrupted run: what may be gone on with, and what to say when one ends early."""
+"""Going on with an interrupted run: which may be, and what to say when one ends early."""
 
 import errno
 import os

@@ -8,7 +8,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from torch import Tensor
 
-from fedsim.arrays import TensorArray, fill, to_tensor
+from fedsim.arrays import Params, TensorArray, fill, to_tensor
 from fedsim.codec import Decoder, Encoder, Form, Node
 from fedsim.codec_forms import (
     BytesForm,
@@ -19,6 +19,7 @@ from fedsim.codec_forms import (
     TensorForm,
 )
 from fedsim.strategy import Strategy
+from fedsim.tables import Row
 
 _FUNCTIONS = (
     types.FunctionType,
@@ -111,7 +112,7 @@ def set_memory(strategy: FlowerStrategy, memory: dict[str, Any]) -> None:
             setattr(strategy, name, value)
 
 
-def encoded(value: Any, packages: frozenset[str], where: str) -> dict[str, Tensor]:
+def encoded(value: Any, packages: frozenset[str], where: str) -> Params:
     """A value as tensors with the skeleton among them, independent of the original.
 
     Raises:
@@ -119,3 +120,32 @@ def encoded(value: Any, packages: frozenset[str], where: str) -> dict[str, Tenso
     """
     encoder = Encoder(FORMS, {}, packages, frozenset())
     return encoder.finish(encoder.value(value, where))
+
+
+class Snapshot:
+    """The end of a round, which later rounds do not change.
+
+    Arrays and a fedsim strategy's state are never written to, so they need no copy; other
+    strategies may write to what they hold.
+    """
+
+    def __init__(
+        self,
+        round_: int,
+        arrays: ArrayRecord,
+        strategy: FlowerStrategy,
+        results: Row,
+        wall_s: float,
+    ) -> None:
+        self.round, self.results, self.wall_s = round_, results, wall_s
+        self._packages = packages_of(strategy)
+        self._value = {"arrays": arrays, "strategy": memory_of(strategy)}
+        self._copy: Params | None = None
+        if "state" not in self._value["strategy"]:
+            self._copy = encoded(self._value, self._packages, type(strategy).__name__)
+
+    def server(self) -> Params:
+        """What the server holds, encoded."""
+        if self._copy is None:
+            self._copy = encoded(self._value, self._packages, "the server")
+        return self._copy
