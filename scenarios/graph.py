@@ -92,6 +92,21 @@ class GraphScenario(Scenario):
         """
         return self._visible(client_id, self.num_experiences)
 
+    def references(self, client_id: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Whom the client's nodes are linked to, nodes of other clients included.
+
+        Only numbers of nodes: a client knows of a foreign node that there is a link, as a paper
+        knows what it cites, and nothing else.
+
+        Returns:
+            The client's nodes, ascending ``[m]``; and of every link from one of them the position
+            of that node and the number of the other, ``[L]`` each.
+        """
+        nodes = torch.from_numpy(self.nodes(client_id))
+        source, target = self.dataset.data.edge_index
+        leaving = torch.isin(source, nodes)
+        return nodes, torch.searchsorted(nodes, source[leaving]), target[leaving]
+
     def indices(self, client_id: int | None, experience: int, split: Split) -> Indices:
         """See :meth:`Scenario.indices`; nodes, several times where clients share them."""
         if not 0 <= experience < self.num_experiences:

@@ -7,7 +7,8 @@ import pytest
 from fedsim.config import choices, compose, resolve
 from fedsim.main import simulate
 
-METHODS = ("local", "fedavg", "fedprox", "fedper", "gcfl", "fedpub")
+METHODS = ("local", "fedavg", "fedprox", "fedper", "gcfl", "fedgnn", "fedsage", "fedpub")
+PREAMBLE = {"fedsage": 40}  # rounds before the protocol's 100
 PARTITIONS = {
     "disjoint": ("Metis", (5, 10, 20)),
     "overlapping": ("OverlappingMetis", (10, 30, 50)),
@@ -25,7 +26,8 @@ def test_every_cell_of_the_table_has_an_experiment_by_the_official_protocol(meth
         assert node["num_clients"] == size
         assert node["partition"]["_target_"] == f"scenarios.graph_partition.{partition}"
         assert node["dataset"]["names"] == ["Cora"]
-        assert node["clock"]["rounds_per_experience"] == 100
+        assert node["clock"]["rounds_per_experience"] == 100 + PREAMBLE.get(method, 0)
+        assert PREAMBLE.get(method, 0) == 2 * node["strategy"].get("steps", 0)
         assert node["optimizer"]["lr"] == 0.01
         assert node["optimizer"]["weight_decay"] == 1e-6
         assert (
@@ -45,6 +47,7 @@ def test_another_data_set_moves_a_method_to_another_graph(tmp_path, method):
     overrides = [
         f"experiment={method}_cora_disjoint_10", "dataset=digits_graph", "num_clients=5",
         "clock.rounds_per_experience=3", "progress=false",
+        *(["strategy.steps=1"] if method == "fedsage" else []),
     ]  # fmt: skip
     summary = simulate(resolve(compose(overrides)), tmp_path / "run", started=0.0)
     rows = [json.loads(line) for line in (tmp_path / "run" / "rows.jsonl").read_text().splitlines()]

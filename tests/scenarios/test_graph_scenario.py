@@ -33,6 +33,19 @@ def test_a_clients_graph_holds_its_nodes_and_the_links_among_them():
         assert masks.tolist() == [1] * len(nodes)
 
 
+def test_references_are_all_links_of_a_clients_nodes_foreign_ends_included():
+    data = scenario()
+    links = set(map(tuple, data.dataset.data.edge_index.t().tolist()))
+    inner = 0
+    for client in range(4):
+        nodes, rows, others = data.references(client)
+        assert nodes.tolist() == data.nodes(client).tolist()
+        found = list(zip(nodes[rows].tolist(), others.tolist(), strict=True))
+        assert sorted(found) == sorted((u, v) for u, v in links if u in nodes)
+        inner += sum(v in nodes for _, v in found)
+    assert 0 < inner < len(links), "some links lead to other clients"
+
+
 def test_splits_are_disjoint_and_a_shard_is_one_full_batch():
     s = scenario()
     seen = []
