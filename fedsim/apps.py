@@ -20,6 +20,7 @@ from fedsim.arrays import Params
 from fedsim.client import Client
 from fedsim.cohort_plan import Cohort, CohortSize
 from fedsim.cohort_views import UnstackableError
+from fedsim.course import tested, trained, trained_block
 from fedsim.roster import OrderedGrid, QueriedRoster
 from fedsim.state import ClientState
 from fedsim.wire import NUM_EXAMPLES, to_download, to_reply
@@ -67,9 +68,9 @@ class BlockApp(ClientApp):
         ]
         states = [_copied(context.state) for context in contexts]
         try:
-            uploads = cohort.train(
-                downs,
-                [ClientState(state) for state in states],
+            replies = trained_block(
+                cohort,
+                list(zip(messages, downs, map(ClientState, states), strict=True)),
                 lambda place: ClientState(_copied(contexts[place].state)),
             )
         except UnstackableError as error:
@@ -77,7 +78,7 @@ class BlockApp(ClientApp):
             raise
         for context, state in zip(contexts, states, strict=True):
             context.state = state
-        return [to_reply(*pair) for pair in zip(uploads, messages, strict=True)]
+        return replies
 
     def decline(self, context: Context, wanted: CohortSize, reason: str) -> None:
         """Train one by one from now on."""
@@ -110,13 +111,13 @@ def client_app_of(client_for: Callable[[Context], Client]) -> BlockApp:
     def train(message: Message, context: Context) -> Message:
         client = client_for(context)
         down = to_download(message, context, client.setting.clock)
-        return to_reply(client.train(down, ClientState(context.state)), message)
+        return trained(client, message, down, ClientState(context.state))
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
         client = client_for(context)
         down = to_download(message, context, client.setting.clock)
-        return to_reply(client.evaluate(down, ClientState(context.state)), message)
+        return to_reply(tested(client, down, ClientState(context.state)), message)
 
     @app.query()
     def query(message: Message, context: Context) -> Message:

@@ -1,6 +1,7 @@
 """From a resolved configuration to the objects it names."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,14 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from fedsim.checks import ConfigError, Node
-from fedsim.client import Setting
+from fedsim.client import Setting, initial_model
+from fedsim.cut import GraphCut
 from fedsim.model import Model
 from fedsim.modes import in_mode
+from fedsim.running import POLICIES, RunningStatistics, running_statistics
 from fedsim.scenario import Scenario
 from fedsim.simulation import Simulation, check_clock, check_evaluation
+from fedsim.strategy import Strategy
 
 
 def make(node: Node, name: str) -> Any:
@@ -47,8 +51,13 @@ def build(node: Node) -> Simulation:
     strategy = make(node, "strategy")
     loggers = [make(node["logger"], name) for name in node["logger"] or {}]
     evaluation = make(node, "evaluation")
+    gate, faults = make(node, "gate"), make(node, "faults")
     device = node["engine"]["device"]
     scenario: Scenario = make(node, "scenario")
+    faults.check(is_graph=isinstance(scenario, GraphCut))
+    scenario.flipped = faults.attackers("label_flip")
+    if isinstance(strategy, Strategy):
+        strategy.num_classes = scenario.num_classes
     try:
         check_clock(clock, scenario.num_experiences)
         check_evaluation(evaluation, scenario)
@@ -59,16 +68,37 @@ def build(node: Node) -> Simulation:
             seed=node["seed"],
             device=device,
             evaluation=evaluation,
+            faults=faults if faults.strikes_replies else None,
         )
+        setting = with_running(setting, node["batch_statistics"])
         return Simulation(
             setting=setting,
             client=client(setting),
             strategy=strategy,
             server_evaluation=node["server_evaluation"],
             loggers=loggers,
+            gate=gate,
         )
     except (ValueError, TypeError) as error:
         raise ConfigError(str(error)) from error
+
+
+def with_running(setting: Setting, policy: Any) -> Setting:
+    """The setting with a policy for the running statistics of batch normalisation.
+
+    Raises:
+        ValueError: If the policy is unknown, or the model has no such statistics to keep.
+    """
+    if policy not in POLICIES:
+        raise ValueError(f"batch_statistics must be {' or '.join(POLICIES)}, got {policy!r}")
+    if policy == "average":
+        return setting
+    initial = running_statistics(initial_model(setting))
+    if not initial:
+        raise ValueError(
+            f"batch_statistics={policy}, but the model has no batch normalisation; use average"
+        )
+    return replace(setting, running=RunningStatistics(policy=policy, initial=initial))
 
 
 def save_config(node: Mapping[str, Any], run_dir: Path) -> None:

@@ -1,8 +1,7 @@
 """The client side of a method: five small methods over one fixed training and evaluation course."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -10,13 +9,13 @@ from torch.nn import functional
 from torch.optim import Optimizer
 
 from fedsim.arrays import Params, Records, write_into
-from fedsim.clock import Clock
 from fedsim.data import Batch, Shard
-from fedsim.evaluation import Evaluation
 from fedsim.model import Model, mask_logits
-from fedsim.scenario import Scenario, Split
+from fedsim.scenario import Split
 from fedsim.scoring import Candidates, Score, ratios
 from fedsim.seeding import derive, generator
+from fedsim.setting import Setting as Setting
+from fedsim.setting import initial_model as initial_model
 from fedsim.state import ClientState
 from fedsim.training import (
     LocalTraining,
@@ -29,27 +28,6 @@ from fedsim.training import (
 from fedsim.wire import Download, Metrics, Upload
 
 EVALUATION_BATCH = 512
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
-    """What every client of a run shares.
-
-    Attributes:
-        scenario: The data.
-        clock: The time.
-        model: Builds the model; called once per process.
-        seed: Seed of the run.
-        device: Where the model trains, e.g. ``cpu`` or ``cuda``.
-        evaluation: When clients are tested and on what.
-    """
-
-    scenario: Scenario
-    clock: Clock
-    model: Callable[[], Model]
-    seed: int
-    device: str = "cpu"
-    evaluation: Evaluation = field(default_factory=Evaluation)
 
 
 class Client:
@@ -291,9 +269,3 @@ class Client:
         if down.client_id is None:
             raise ValueError("only clients train; this download names none")
         return down.client_id
-
-
-def initial_model(setting: Setting) -> Model:
-    """The model every run with this seed starts from."""
-    with seeded(derive(setting.seed, "init")):
-        return setting.model()

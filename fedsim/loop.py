@@ -4,63 +4,30 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
+from torch import Tensor
 
 from fedsim.arrays import Records, num_bytes, to_params, to_record
+from fedsim.checks import VoidRoundError
 from fedsim.clock import Clock, Tick
 from fedsim.evaluation import Evaluation
-from fedsim.gate import Rejection, fault, is_idle
+from fedsim.faults import Faults
+from fedsim.gate import Gate
 from fedsim.grid import LocalGrid
-from fedsim.matrices import Matrix
+from fedsim.intake import Intake
 from fedsim.roster import Roster
+from fedsim.roundlog import BEFORE as BEFORE
+from fedsim.roundlog import RoundLog as RoundLog
 from fedsim.seeding import derive
 from fedsim.strategy import Strategy
-from fedsim.wire import NUM_EXAMPLES, Upload, record_bytes, to_upload
+from fedsim.wire import NUM_EXAMPLES, Upload
 
-BEFORE = Tick(0, -1, 0, is_first=False, is_last=False)  # the untrained model is measured here
 Evaluator = Callable[[Tick, Records], Upload | None]
-
-
-@dataclass(slots=True)
-class RoundLog:
-    """What happened in one round.
-
-    Attributes:
-        tick: The server's time.
-        cohort: Clients whose updates were aggregated, in order.
-        idle: Clients that were asked but had no data or had not joined.
-        rejections: Updates that were refused.
-        num_examples: Training examples behind the aggregate.
-        train_loss: Example-weighted mean of the clients' training losses; NaN without any.
-        upload_bytes: Sent by clients, by record name, rejected updates included.
-        download_bytes: Sent to clients, by record name, for training and evaluation.
-        seconds: Wall time by phase: configure, train, aggregate, evaluate.
-        evaluations: Uploads of evaluating clients, in client order.
-        server: The server's own evaluation of the global model, or None.
-        measures: Further numbers, by name: what the strategy says of its state or, with Flower's
-            strategies, the mean of what the clients measured; and what the server's evaluation
-            found besides accuracy and loss.
-        matrices: Numbers between the clients of the round, by name.
-    """
-
-    tick: Tick
-    cohort: list[int] = field(default_factory=list)
-    idle: list[int] = field(default_factory=list)
-    rejections: list[Rejection] = field(default_factory=list)
-    num_examples: int = 0
-    train_loss: float = float("nan")
-    upload_bytes: dict[str, int] = field(default_factory=dict)
-    download_bytes: dict[str, int] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    evaluations: list[Upload] = field(default_factory=list)
-    server: Upload | None = None
-    measures: dict[str, float] = field(default_factory=dict)
-    matrices: dict[str, Matrix] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +43,8 @@ class Loop:
         evaluator: Evaluates what the server would send to a new client, or None to leave it out.
         timeout: Seconds that a cohort may take, or None.
         evaluation: When clients are tested, and whether on validation data too.
+        gate: What an update must satisfy.
+        faults: What goes wrong on purpose, or None.
     """
 
     strategy: FlowerStrategy
@@ -86,11 +55,17 @@ class Loop:
     evaluator: Evaluator | None = None
     timeout: float | None = None
     evaluation: Evaluation = field(default_factory=Evaluation)
+    gate: Gate = field(default_factory=Gate)
+    faults: Faults | None = None
 
     def run(
         self, arrays: ArrayRecord, first_round: int = 1
     ) -> Iterator[tuple[RoundLog, ArrayRecord]]:
-        """Each round's log with the global arrays after it; round 0 is the untrained model."""
+        """Each round's log with the global arrays after it; round 0 is the untrained model.
+
+        Raises:
+            VoidRoundError: If a round's result may not be used; its log comes before.
+        """
         if isinstance(self.strategy, Strategy):
             self.strategy.bind(self.clock, self.roster)
         if first_round == 1:
@@ -99,7 +74,12 @@ class Loop:
             yield log, arrays
         for round_ in range(first_round, self.clock.num_rounds + 1):
             log = RoundLog(self.clock.at(round_))
-            arrays = self._train(log, arrays)
+            try:
+                arrays = self._train(log, arrays)
+            except VoidRoundError:
+                log.is_void = True
+                yield log, arrays
+                raise
             if self.clock.evaluates(round_):
                 if not self.evaluation.in_training:
                     self._evaluate(log, arrays)
@@ -115,43 +95,20 @@ class Loop:
             )
         log.seconds["configure"] = time.perf_counter() - start
         _count_bytes(messages, log.download_bytes)
-        replies = _Timed(self._accepted(log, arrays, self._exchange(messages)))
+        intake = self._intake()
+        screen = intake.screen(round_, arrays, messages)
+        answers = self._answers(intake, messages, round_)
+        replies = _Timed(intake.accepted(log, arrays, screen, answers))
         start = time.perf_counter()
         aggregated, measured = self.strategy.aggregate_train(round_, replies)
         _keep_numbers(log.measures, measured or {})
         if isinstance(self.strategy, Strategy) and aggregated is not None:
             log.matrices = self.strategy.matrices(self.strategy.ready(arrays))
         log.seconds["train"] = replies.seconds
+        if self.faults is not None:
+            log.seconds["waiting"] = self.faults.waited(round_, screen.asked)
         log.seconds["aggregate"] = time.perf_counter() - start - replies.seconds
         return arrays if aggregated is None else like(aggregated, arrays)
-
-    def _accepted(
-        self, log: RoundLog, arrays: ArrayRecord, replies: Iterable[Message]
-    ) -> Iterator[Message]:
-        """Replies that may be aggregated; the others are recorded and dropped."""
-        model = to_params(arrays)
-        loss = 0.0
-        for reply in replies:
-            client = self.roster.client(reply.metadata.src_node_id)
-            upload, reason = _read(reply, client)
-            if upload is not None:
-                _accumulate(log.upload_bytes, record_bytes(upload.records))
-                if is_idle(upload):
-                    log.idle.append(client)
-                    continue
-                reason = fault(upload, model)
-            if upload is None or reason is not None:
-                self._reject(log, client, str(reason))
-                continue
-            log.cohort.append(client)
-            if self.evaluation.in_training and "accuracy" in upload.metrics:
-                log.evaluations.append(replace(upload, records={}))
-            log.num_examples += int(upload.num_examples)
-            value = upload.metrics.get("loss")
-            if isinstance(value, int | float):
-                loss += value * upload.num_examples
-                log.train_loss = loss / max(log.num_examples, 1)
-            yield reply
 
     def _evaluate(self, log: RoundLog, arrays: ArrayRecord) -> None:
         round_ = log.tick.round
@@ -161,23 +118,15 @@ class Loop:
                 self.strategy.configure_evaluate(round_, arrays, ConfigRecord(), self.grid)
             )
         _count_bytes(messages, log.download_bytes)
-        replies = list(self._answered(log, self._exchange(messages)))
+        intake = self._intake()
+        screen = intake.screen(round_, arrays, messages)
+        replies = list(intake.tested(log, screen, self._exchange(messages)))
         if replies:
             self.strategy.aggregate_evaluate(round_, replies)
         log.server = self._evaluate_server(log.tick, arrays)
         if log.server is not None:
             _keep_numbers(log.measures, log.server.metrics)
         log.seconds["evaluate"] = time.perf_counter() - start
-
-    def _answered(self, log: RoundLog, replies: Iterable[Message]) -> Iterator[Message]:
-        for reply in replies:
-            client = self.roster.client(reply.metadata.src_node_id)
-            upload, reason = _read(reply, client)
-            if upload is None:
-                self._reject(log, client, f"evaluation failed: {reason}")
-            elif upload.num_examples > 0:  # weightless replies would make Flower divide by zero
-                log.evaluations.append(upload)
-                yield reply
 
     def _check_tests(self, log: RoundLog) -> None:
         """Raise if clients leave out tests that the run is to be judged by."""
@@ -193,8 +142,24 @@ class Loop:
                 " evaluation.selection=best_validation"
             )
 
-    def _reject(self, log: RoundLog, client: int, reason: str) -> None:
-        log.rejections.append(Rejection(round=log.tick.round, client=client, reason=reason))
+    def _intake(self) -> Intake:
+        return Intake(
+            strategy=self.strategy,
+            roster=self.roster,
+            evaluation=self.evaluation,
+            gate=self.gate,
+            faults=self.faults,
+        )
+
+    def _answers(self, intake: Intake, messages: list[Message], round_: int) -> Iterable[Message]:
+        """Replies to those who train, with what goes wrong on the way."""
+        if self.faults is None:
+            return self._exchange(messages)
+        reached = self.faults.reached(
+            messages, round_, lambda m: self.roster.client(m.metadata.dst_node_id)
+        )
+        replies = self._exchange(reached)
+        return self.faults.arriving(replies, round_, intake.client)
 
     def _evaluate_server(self, tick: Tick, arrays: ArrayRecord) -> Upload | None:
         if self.evaluator is None:
@@ -209,7 +174,7 @@ class Loop:
         if isinstance(self.grid, LocalGrid):
             return self.grid.stream(messages, timeout=self.timeout)
         replies = list(self.grid.send_and_receive(messages, timeout=self.timeout))
-        return sorted(replies, key=lambda m: self.roster.client(m.metadata.src_node_id))
+        return sorted(replies, key=self._intake().client)
 
 
 @contextmanager
@@ -242,25 +207,15 @@ class _Timed:
 
 
 def like(arrays: ArrayRecord, template: ArrayRecord) -> ArrayRecord:
-    """The arrays decoded, with the dtypes of the template (averages of integers are floats)."""
+    """The arrays decoded, with the types of the template; averages of integers are rounded."""
     params = to_params(arrays)
     wanted = to_params(template)
-    return to_record({n: t.to(wanted[n].dtype) if n in wanted else t for n, t in params.items()})
+    return to_record({n: _as(t, wanted[n]) if n in wanted else t for n, t in params.items()})
 
 
-def _read(reply: Message, client: int) -> tuple[Upload | None, str | None]:
-    """The upload inside a reply, or why there is none."""
-    if reply.has_error():
-        return None, reply.error.reason
-    try:
-        return to_upload(reply, client), None
-    except ValueError as error:
-        return None, str(error)
-
-
-def _accumulate(total: dict[str, int], part: dict[str, int]) -> None:
-    for name, value in part.items():
-        total[name] = total.get(name, 0) + value
+def _as(tensor: Tensor, template: Tensor) -> Tensor:
+    rounds = tensor.is_floating_point() and not template.is_floating_point()
+    return (tensor.round() if rounds else tensor).to(template.dtype)
 
 
 def _keep_numbers(total: dict[str, float], part: Mapping[str, Any]) -> None:

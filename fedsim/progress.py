@@ -2,10 +2,12 @@
 
 import math
 import sys
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:  # reports format numbers too, and need neither torch nor Flow
     from fedsim.loop import RoundLog
 
 _SHOWN = 10  # experiences of an accuracy matrix that a terminal has room for
+_REJECTIONS = 10  # lines of refused updates
 _TITLES = {
     "test_accuracy": "test accuracy",
     "average_accuracy": "average accuracy",
@@ -125,4 +128,21 @@ def summary_table(summary: Row) -> Table:
     table.add_row("seconds a round", f"{summary['seconds_per_round']:.3f}")
     if summary["rejected_updates"]:
         table.add_row("rejected updates", str(summary["rejected_updates"]), style="red")
+    return table
+
+
+def rejections_table(rejections: Sequence[Row]) -> Table:
+    """Updates that were refused, alike ones of a client in one line; the first few of many."""
+    rounds: dict[tuple[int, str, str], list[int]] = {}
+    for row in rejections:
+        rounds.setdefault((row["client"], row["kind"], row["reason"]), []).append(row["round"])
+    table = Table(title="Rejected updates", title_justify="left")
+    for name in ("client", "rounds"):
+        table.add_column(name, justify="right")
+    table.add_column("reason")
+    for (client, _, reason), when in list(rounds.items())[:_REJECTIONS]:
+        first = ", ".join(map(str, when[:3])) + (f" … {when[-1]}" if len(when) > 3 else "")
+        table.add_row(str(client), first, escape(reason))
+    if len(rounds) > _REJECTIONS:
+        table.add_row("", "", f"and {len(rounds) - _REJECTIONS} more, see rejections.jsonl")
     return table

@@ -11,7 +11,9 @@ training), ``client`` (null for the server's own test of the global model), ``mo
 import hashlib
 import json
 import os
+from collections import Counter
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
@@ -82,10 +84,7 @@ class Results:
             _write(self._rows, row)
         for rejection in log.rejections:
             self.rejected += 1
-            _write(
-                self._rejections,
-                {"round": rejection.round, "client": rejection.client, "reason": rejection.reason},
-            )
+            _write(self._rejections, asdict(rejection))
         if log.tick.round > 0:
             self.rounds += 1
             _write(self._rounds, _round_row(log, wall_s))
@@ -124,6 +123,9 @@ class Results:
             with suppress(OSError):
                 file.close()
 
+    def _rejected_by_kind(self) -> Counter[str]:
+        return Counter(row["kind"] for row in self.rejections())
+
     def _files(self) -> list[IO[str]]:
         return [self._rows, self._rounds, self._rejections, *self._matrices.files()]
 
@@ -159,6 +161,7 @@ class Results:
             **{f"measure/{name}": plain(v) for name, v in sorted(self.measures.items())},
             "rounds": self.rounds,
             "rejected_updates": self.rejected,
+            **{f"rejected/{kind}": n for kind, n in sorted(self._rejected_by_kind().items())},
             "digest": digest(arrays),
             **facts,
         }

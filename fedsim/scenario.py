@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import OrderedDict
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -34,6 +35,9 @@ class Scenario(ABC):
             classified, where task labels are told at test time; else None.
         has_validation: Whether there is data for the split ``val``.
         base_classes: Classes ``0..base_classes-1`` are known before the stream begins; 0 for none.
+        evaluation_points: Whether base, known and new classes are also tested before and after
+            every merge, and costs per class noted, see :class:`fedsim.field_test.FieldTest`.
+        flipped: Clients that train on label ``K - 1 - y`` where it is ``y``.
     """
 
     num_clients: int
@@ -43,6 +47,8 @@ class Scenario(ABC):
     task_classes: Tensor | None = None
     has_validation: bool = False
     base_classes: int = 0
+    evaluation_points: bool = False
+    flipped: frozenset[int] = frozenset()
 
     def __init__(self) -> None:
         self._cache: OrderedDict[tuple[int | None, int, str], Shard] = OrderedDict()
@@ -83,6 +89,8 @@ class Scenario(ABC):
             self._cache.move_to_end(key)
             return self._cache[key]
         shard = self.build(self.indices(client_id, experience, split), experience, split)
+        if split == "train" and client_id in self.flipped:
+            shard = replace(shard, targets=self.num_classes - 1 - shard.targets)
         self._cache[key] = shard
         self._cached_bytes += shard.nbytes + _SHARD_OVERHEAD
         while self._cached_bytes > CACHE_BYTES and len(self._cache) > 1:

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,9 @@ from fedsim.arrays import Records, to_record
 from fedsim.checkpoint import Checkpoints
 from fedsim.client import Client, Setting, initial_model
 from fedsim.clock import Clock, Tick
+from fedsim.course import tested
 from fedsim.evaluation import Evaluation
+from fedsim.gate import Gate
 from fedsim.judging import accuracy_of
 from fedsim.loggers import Logger
 from fedsim.loop import Loop, RoundLog
@@ -48,6 +50,7 @@ class Simulation:
         server_evaluation: Whether the server tests the global model on all test data.
         loggers: Where numbers go besides the run directory.
         timeout: Seconds that a cohort may take, or None.
+        gate: What an update must satisfy.
     """
 
     setting: Setting
@@ -56,6 +59,7 @@ class Simulation:
     server_evaluation: bool = True
     loggers: Sequence[Logger] = ()
     timeout: float | None = None
+    gate: Gate = field(default_factory=Gate)
 
     @property
     def personal(self) -> bool:
@@ -67,15 +71,16 @@ class Simulation:
         return own or bool(getattr(self.client, "personal", False))
 
     def initial_arrays(self) -> ArrayRecord:
-        """The untrained model's tensors."""
-        return to_record(dict(initial_model(self.setting).state_dict()))
+        """The untrained model's tensors, those that travel."""
+        params, running = dict(initial_model(self.setting).state_dict()), self.setting.running
+        return to_record(params if running is None else running.without(params))
 
     def evaluate(self, tick: Tick, records: Records) -> Upload | None:
         """Test what the server holds on the test data of all clients together."""
         if self.personal and tick.round > 0:
             return None  # nobody uses the global model of a personalised method
         down = Download(client_id=None, tick=tick, records=records)
-        return self.client.evaluate(down, ClientState())
+        return tested(self.client, down, ClientState())
 
     def run(
         self,
@@ -106,6 +111,8 @@ class Simulation:
             evaluator=self.evaluate if self.server_evaluation else None,
             timeout=self.timeout,
             evaluation=self.setting.evaluation,
+            gate=self.gate,
+            faults=self.setting.faults,
         )
         arrays = self.initial_arrays()
         earlier = None if checkpoints is None else checkpoints.attach(grid, self.strategy)

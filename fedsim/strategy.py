@@ -2,7 +2,7 @@
 
 import itertools
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -11,10 +11,12 @@ from flwr.serverapp.strategy import Strategy as FlowerStrategy
 
 from fedsim.arrays import Params, Records, to_params, to_record
 from fedsim.clock import Clock, Tick
+from fedsim.forms import Form
 from fedsim.matrices import Matrix
+from fedsim.metrics import mean_numbers
 from fedsim.roster import Roster
 from fedsim.sampling import Sampler
-from fedsim.wire import SERVER_ROUND, Config, Upload, to_upload
+from fedsim.wire import SERVER_ROUND, Config, Metrics, Upload, to_upload
 
 S = TypeVar("S")
 
@@ -32,9 +34,11 @@ class Strategy(FlowerStrategy, Generic[S]):
     Attributes:
         personal: Whether evaluations measure each client's own model instead of a global one.
         state: The method's state; None before the first round.
+        num_classes: Classes of the scenario; None if nobody said.
     """
 
     personal: bool = False
+    num_classes: int | None = None
 
     def __init__(self, *, sampler: Sampler, evaluation_sampler: Sampler) -> None:
         self._sampler = sampler
@@ -64,8 +68,20 @@ class Strategy(FlowerStrategy, Generic[S]):
     def shared(self, state: S) -> Params:
         """The tensors that the server holds for everybody: what is saved and digested."""
 
+    def expects(self, tick: Tick, state: S, upload: Upload) -> Sequence[Form] | None:
+        """How an upload of this round may look; the gate refuses it where it fits no form.
+
+        It is asked before :meth:`aggregate`, for every upload. Default: None, where only a record
+        ``arrays`` is compared, with what :meth:`shared` gave.
+        """
+        del tick, state, upload
+        return None
+
     def measures(self, state: S) -> dict[str, float]:
-        """Numbers about the state for the round's log, by name. Default: none."""
+        """Numbers about the state for the round's log, by name. Default: none.
+
+        What the clients measured is there too, averaged over those who have a number.
+        """
         del state
         return {}
 
@@ -117,9 +133,10 @@ class Strategy(FlowerStrategy, Generic[S]):
         first = next(uploads, None)
         if first is None:
             return None, None
-        uploads = itertools.chain([first], uploads)
+        told: list[Metrics] = []
+        uploads = _overheard(itertools.chain([first], uploads), told)
         self.state = self.aggregate(clock.at(server_round), self.state, uploads)
-        measures = self.measures(self.state)
+        measures = {**mean_numbers(told), **self.measures(self.state)}
         return to_record(self.shared(self.state)), MetricRecord({**measures}) if measures else None
 
     def aggregate_evaluate(
@@ -165,3 +182,10 @@ class Strategy(FlowerStrategy, Generic[S]):
         if self._clock is None or self._roster is None:
             raise RuntimeError(f"{type(self).__name__} needs bind(clock, roster) before a round")
         return self._clock, self._roster
+
+
+def _overheard(uploads: Iterable[Upload], told: list[Metrics]) -> Iterator[Upload]:
+    """The uploads as they come; their numbers are kept in ``told``."""
+    for upload in uploads:
+        told.append(upload.metrics)
+        yield upload

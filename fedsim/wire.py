@@ -3,14 +3,15 @@
 Message content, in both directions: each entry of ``records`` is an ``ArrayRecord`` under its own
 name (the model's parameters are called ``arrays``, as Flower's strategies expect), ``config`` is a
 ``ConfigRecord`` and ``metrics`` a ``MetricRecord`` with ``num-examples``. Of the clock only the
-round travels; both ends derive the rest from the same configuration.
+round travels, and comes back with the reply; both ends derive the rest from the same configuration.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
-from fedsim.arrays import Params, Records, fill, num_bytes, to_params, to_record
+from fedsim.arrays import Params, Records, TensorArray, fill, num_bytes, to_params, to_record
 from fedsim.clock import Clock, Tick
 
 __all__ = ["Config", "Download", "Metrics", "Params", "Records", "Upload"]
@@ -64,6 +65,21 @@ def to_content(download: Download) -> RecordDict:
     return content
 
 
+def client_number(context: Context) -> int:
+    """Which client a node is.
+
+    Raises:
+        ValueError: If the node has no ``partition-id``.
+    """
+    number = context.node_config.get("partition-id")
+    if not isinstance(number, int):
+        raise ValueError(
+            f"node {context.node_id} needs an integer 'partition-id' in its node config,"
+            f" got {number!r}"
+        )
+    return number
+
+
 def to_download(
     message: Message,
     context: Context,
@@ -82,12 +98,7 @@ def to_download(
     Raises:
         ValueError: If the message carries no round, or the node has no ``partition-id``.
     """
-    client_id = context.node_config.get("partition-id")
-    if not isinstance(client_id, int):
-        raise ValueError(
-            f"node {context.node_id} needs an integer 'partition-id' in its node config,"
-            f" got {client_id!r}"
-        )
+    client_id = client_number(context)
     config: Config = {}
     records: Records = {}
     for name, record in message.content.items():
@@ -106,14 +117,17 @@ def to_download(
 
 
 def to_reply(upload: Upload, message: Message) -> Message:
-    """The reply that carries an upload."""
+    """The reply that carries an upload, and the round that it answers."""
     metrics: Metrics = {NUM_EXAMPLES: upload.num_examples, **upload.metrics}
     plain = all(type(value) in (int, float) for value in metrics.values())
     measured = fill(MetricRecord(), metrics) if plain else MetricRecord({**metrics})
-    content: dict[str, ArrayRecord | MetricRecord] = {
+    content: dict[str, ArrayRecord | MetricRecord | ConfigRecord] = {
         name: to_record(params) for name, params in upload.records.items()
     }
     content["metrics"] = measured
+    round_ = round_of(message.content)
+    if round_ is not None:
+        content["config"] = fill(ConfigRecord(), {SERVER_ROUND: round_})
     return Message(fill(RecordDict(), content), reply_to=message)
 
 
@@ -134,6 +148,46 @@ def to_upload(reply: Message, client_id: int) -> Upload:
     if not isinstance(num_examples, int | float):
         raise ValueError(f"the reply needs a number {NUM_EXAMPLES!r}, got {num_examples!r}")
     return Upload(client_id=client_id, num_examples=num_examples, records=records, metrics=metrics)
+
+
+def round_of(content: RecordDict) -> int | None:
+    """The round that a message or its reply belongs to, or None if it does not say."""
+    for record in content.values():
+        if isinstance(record, ConfigRecord) and SERVER_ROUND in record:
+            value = record[SERVER_ROUND]
+            return value if isinstance(value, int) else None
+    return None
+
+
+def restamped(content: RecordDict, round_: int) -> RecordDict:
+    """The content, saying that it belongs to another round."""
+    new = fill(RecordDict(), dict(content))
+    new["config"] = ConfigRecord({SERVER_ROUND: round_})
+    return new
+
+
+def content_bytes(content: RecordDict) -> int:
+    """Memory that a message's content takes, without decoding or copying any of it."""
+    return sum(
+        len(name)
+        + (_array_bytes(value) if isinstance(record, ArrayRecord) else _value_bytes(value))
+        for record in content.values()
+        for name, value in record.items()
+    )
+
+
+def _array_bytes(array: Any) -> int:
+    if isinstance(array, TensorArray):
+        return array.tensor.numel() * array.tensor.element_size()
+    return len(array.data)
+
+
+def _value_bytes(value: Any) -> int:
+    if isinstance(value, str | bytes):
+        return len(value)
+    if isinstance(value, list):
+        return sum(_value_bytes(item) for item in value)
+    return 8  # every number travels as 64 bits
 
 
 def record_bytes(records: Records) -> dict[str, int]:

@@ -1,6 +1,6 @@
 """Server side of the discrete key-value bottleneck: shared keys, merged rows of values."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fedsim.arrays import Params, Records
 from fedsim.clock import Tick
+from fedsim.forms import Field, Form, fields_of
 from fedsim.functional.codebooks import Cells, Codebooks, average, draw_cells, revive
 from fedsim.functional.keyvalue import most_fetched
 from fedsim.functional.rows import MERGES, Merge, RowUpdate, merge_rows
@@ -209,6 +210,22 @@ class DKVB(Strategy[KeyValueState]):
             decoder=_mean(decoders) if decoders else state.decoder,
         )
 
+    def expects(self, tick: Tick, state: KeyValueState, upload: Upload) -> Sequence[Form]:
+        """What the round is for, with row numbers that the table has."""
+        del upload
+        indices = Field(torch.int64, ("m",), low=0, high=len(state.values) - 1)
+        counts, phase = Field(int, ("m",), low=0), self.phase(tick)
+        if phase == "unlearn":
+            return [Form(records={"fetched": {"indices": indices, "counts": counts}})]
+        if phase == "keys":
+            heads, weights = ("m", state.books.keys.shape[2]), Field(float, ("m",), low=0)
+            moments = {"sums": Field(float, heads), "squares": Field(float, heads, low=0)}
+            return [Form(records={"cells": {"indices": indices, "counts": weights, **moments}})]
+        deltas = Field(state.values.dtype, ("m", *state.values.shape[1:]))
+        records = {"rows": {"indices": indices, "deltas": deltas, "counts": counts}}
+        decoder = {"decoder": fields_of(state.decoder)}
+        return [Form(records={**records, **decoder}, optional=frozenset(decoder))]
+
     def shared(self, state: KeyValueState) -> Params:
         """See :meth:`Strategy.shared`."""
         return {
@@ -267,7 +284,7 @@ class DKVB(Strategy[KeyValueState]):
     def _mask(self, state: KeyValueState, uploads: Iterable[Upload]) -> KeyValueState:
         """Mask the pairs that the examples of the class to forget fetched most."""
         if self._unlearning is None:
-            raise RuntimeError("a class is masked only where unlearning is configured")
+            raise RuntimeError("no class to forget is configured")
         fetched = torch.zeros(len(state.counts), dtype=torch.int64)
         for upload in uploads:
             part = upload.records["fetched"]
@@ -279,7 +296,5 @@ class DKVB(Strategy[KeyValueState]):
 def _mean(weighted: list[tuple[float, Params]]) -> Params:
     """Example-weighted mean of the clients' tensors."""
     total = sum(n for n, _ in weighted)
-    names = weighted[0][1]
-    return {
-        name: torch.stack([p[name] * (n / total) for n, p in weighted]).sum(0) for name in names
-    }
+    parts = [(n / total, params) for n, params in weighted]
+    return {n: torch.stack([p[n] * share for share, p in parts]).sum(0) for n in weighted[0][1]}

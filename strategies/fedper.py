@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from fedsim.arrays import Params, Records
 from fedsim.clock import Tick
+from fedsim.forms import Form, fields_of
 from fedsim.functional.params import weighted_mean
 from fedsim.metrics import Weighting
 from fedsim.sampling import Sampler
@@ -72,6 +73,11 @@ class FedPer(Strategy[Params]):
             (upload.num_examples if self._by_examples else 1, upload.records["base"])
             for upload in uploads
         )
+
+    def expects(self, tick: Tick, state: Params, upload: Upload) -> Sequence[Form]:
+        """The shared tensors; no record where nothing is shared."""
+        del tick, upload
+        return [Form(records={"base": fields_of(state)} if state else {})]
 
     def shared(self, state: Params) -> Params:
         """See :meth:`Strategy.shared`."""

@@ -1,6 +1,6 @@
 """Federated averaging that shares class prototypes besides the weights."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fedsim.arrays import Params, Records
 from fedsim.clock import Tick
+from fedsim.forms import Form, class_sums, fields_of
 from fedsim.functional.params import weighted_mean
 from fedsim.functional.prototypes import Statistics, class_means, merge
 from fedsim.sampling import Sampler
@@ -86,6 +87,19 @@ class FedProto(Strategy[Shared]):
         merged = merge(parts)
         classes, means = self._refreshed(state, merged.classes, class_means(merged).float())
         return Shared(arrays=arrays, classes=classes, means=means)
+
+    def expects(self, tick: Tick, state: Shared, upload: Upload) -> Sequence[Form]:
+        """A model, and sums of embeddings as wide as the prototypes are."""
+        del tick, upload
+        width = state.means.shape[1] if len(state.classes) else "D"
+        return [
+            Form(
+                records={
+                    "arrays": fields_of(state.arrays),
+                    "statistics": class_sums(width, self.num_classes),
+                }
+            )
+        ]
 
     def shared(self, state: Shared) -> Params:
         """The global model."""

@@ -1,6 +1,6 @@
 """FED-PUB's server: every client gets its own mean, weighted by what the models do alike."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +8,8 @@ from torch import Tensor
 
 from fedsim.arrays import Params, Records
 from fedsim.clock import Tick
-from fedsim.functional.packing import unpack
+from fedsim.forms import Field, Form, fields_of
+from fedsim.functional.packing import kept_entries, packed_size, unpack
 from fedsim.functional.similarity import cosine_similarity, mix, similarity_weights
 from fedsim.matrices import Matrix
 from fedsim.sampling import Sampler
@@ -103,6 +104,29 @@ class FedPub(Strategy[FedPubState]):
             weights=weights,
             mask_zeros=sum(zeros) / len(zeros) if zeros else None,
         )
+
+    def expects(self, tick: Tick, state: FedPubState, upload: Upload) -> Sequence[Form]:
+        """A model and an embedding; or, packed, the entries that count."""
+        del tick
+        embedding = {"mean": Field(float, ("D",))}
+        whole = fields_of(state.shared)
+        forms = [Form(records={"arrays": whole, "embedding": embedding})]
+        if "bits" in upload.records:
+            bits = {n: b for n, b in upload.records["bits"].items() if n in state.shared}
+            sent = {name: state.shared[name] for name in bits}
+            forms.append(
+                Form(
+                    records={
+                        "dense": {n: field for n, field in whole.items() if n not in bits},
+                        "bits": {n: Field(torch.uint8, (packed_size(t),)) for n, t in sent.items()},
+                        "values": {
+                            n: Field(t.dtype, (kept_entries(bits[n], t),)) for n, t in sent.items()
+                        },
+                        "embedding": embedding,
+                    }
+                )
+            )
+        return forms
 
     def shared(self, state: FedPubState) -> Params:
         """See :meth:`Strategy.shared`."""

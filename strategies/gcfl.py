@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fedsim.arrays import Params, Records
 from fedsim.clock import Tick
+from fedsim.forms import Form, fields_of
 from fedsim.functional.params import weighted_mean
 from fedsim.functional.similarity import cosine_similarity
 from fedsim.metrics import Weighting
@@ -135,6 +136,11 @@ class GCFL(Strategy[GCFLState]):
                 for part in parts
             ]
         return replace(state, clusters=tuple(clusters), quiet=min(quiet, default=state.quiet))
+
+    def expects(self, tick: Tick, state: GCFLState, upload: Upload) -> Sequence[Form]:
+        """A model like the initial one."""
+        del tick, upload
+        return [Form(records={"arrays": fields_of(state.initial)})]
 
     def shared(self, state: GCFLState) -> Params:
         """The mean of the clusters' models, weighted by their clients."""

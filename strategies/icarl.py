@@ -1,6 +1,6 @@
 """Federated iCaRL's server: merges weights and exemplars, then trains on the exemplars."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,6 +11,7 @@ from torch.nn import functional
 from fedsim.arrays import Params, Records
 from fedsim.clock import Tick
 from fedsim.data import Batch
+from fedsim.forms import REST, Field, Form, fields_of
 from fedsim.functional.params import weighted_mean
 from fedsim.model import Model
 from fedsim.sampling import Sampler
@@ -117,6 +118,19 @@ class ICaRL(Strategy[Memory]):
         kept = within_budget(labels, owners, self._budget)
         state = Memory(arrays=arrays, inputs=inputs[kept], labels=labels[kept])
         return self._trained(state, tick)
+
+    def expects(self, tick: Tick, state: Memory, upload: Upload) -> Sequence[Form]:
+        """A model, and labelled exemplars like those in memory."""
+        del tick, upload
+        shape: tuple[int | str, ...] = (
+            tuple(state.inputs.shape[1:]) if len(state.labels) else (REST,)
+        )
+        last = None if self.num_classes is None else self.num_classes - 1
+        exemplars = {
+            "inputs": Field(float, ("m", *shape)),
+            "labels": Field(torch.int64, ("m",), low=0, high=last),
+        }
+        return [Form(records={"arrays": fields_of(state.arrays), "exemplars": exemplars})]
 
     def shared(self, state: Memory) -> Params:
         """The global model."""

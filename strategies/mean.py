@@ -1,9 +1,10 @@
 """Plain averaging with a choice of weights."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from fedsim.arrays import Params, Records
 from fedsim.clock import Tick
+from fedsim.forms import Form, fields_of
 from fedsim.functional.params import weighted_mean
 from fedsim.metrics import Weighting
 from fedsim.sampling import Sampler
@@ -52,6 +53,11 @@ class Mean(Strategy[Params]):
             (upload.num_examples if self._by_examples else 1, upload.records["arrays"])
             for upload in uploads
         )
+
+    def expects(self, tick: Tick, state: Params, upload: Upload) -> Sequence[Form]:
+        """A model like the mean."""
+        del tick, upload
+        return [Form(records={"arrays": fields_of(state)})]
 
     def shared(self, state: Params) -> Params:
         """See :meth:`Strategy.shared`."""

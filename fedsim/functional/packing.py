@@ -34,6 +34,18 @@ def pack(tensor: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
     return bits, tensor[kept]
 
 
+def packed_size(tensor: Tensor) -> int:
+    """Bytes that :func:`pack` needs for the bits of a tensor."""
+    return -(-tensor.numel() // _BITS)
+
+
+def kept_entries(bits: Tensor, base: Tensor) -> int:
+    """How many entries of a tensor the bits keep; -1 if they are not the bits of its size."""
+    if bits.dtype != torch.uint8 or tuple(bits.shape) != (packed_size(base),):
+        return -1
+    return int(_spread(bits, base).sum())
+
+
 def unpack(bits: Tensor, values: Tensor, base: Tensor) -> Tensor:
     """A copy of ``base`` with the packed entries written into it.
 
@@ -45,13 +57,17 @@ def unpack(bits: Tensor, values: Tensor, base: Tensor) -> Tensor:
     Raises:
         ValueError: If the bits are not those of a tensor of this size with as many values.
     """
-    if len(bits) != -(-base.numel() // _BITS):
+    if len(bits) != packed_size(base):
         raise ValueError(f"expected bits for {base.numel()} entries, got {len(bits)} bytes")
-    shifts = torch.arange(_BITS, dtype=torch.uint8)
-    spread = (bits.unsqueeze(1) >> shifts) & 1
-    kept = spread.reshape(-1)[: base.numel()].bool().view(base.shape)
+    kept = _spread(bits, base).view(base.shape)
     if int(kept.sum()) != len(values):
         raise ValueError(f"expected {int(kept.sum())} values, got {len(values)}")
     out = base.clone()
     out[kept] = values
     return out
+
+
+def _spread(bits: Tensor, base: Tensor) -> Tensor:
+    """One bool an entry, ``[n]``."""
+    shifts = torch.arange(_BITS, dtype=torch.uint8)
+    return ((bits.unsqueeze(1) >> shifts) & 1).reshape(-1)[: base.numel()].bool()
