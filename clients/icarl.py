@@ -114,6 +114,12 @@ class ICaRL(Client):
         exemplars: Params = {"inputs": shard.inputs[chosen], "labels": shard.targets[chosen]}
         return {**records, "exemplars": exemplars}
 
+    def alone(self, records: Records, down: Download) -> Records:
+        """See :meth:`Client.alone`: the own exemplars join those that were received."""
+        held, own = down.records["exemplars"], records["exemplars"]
+        joined = held if len(held["labels"]) else {n: t[:0] for n, t in own.items()}
+        return {**records, "exemplars": {n: torch.cat([joined[n], own[n]]) for n in own}}
+
     def predict(self, model: Model, batch: Batch, down: Download, state: ClientState) -> Tensor:
         """Nearness of the classes that have exemplars, or logits where none has."""
         if self._means is None:

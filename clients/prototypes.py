@@ -1,16 +1,15 @@
 """Class prototypes as additive statistics: a mission teaches a client one sum a class."""
 
-import math
 import time
-from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from clients.field_test import FieldTest
 from fedsim.arrays import Params, Records
 from fedsim.client import Client, Setting
 from fedsim.data import Batch, Shard
+from fedsim.field_test import FieldTest, Scorer, costs
 from fedsim.functional.prototypes import (
     METRICS,
     Metric,
@@ -53,8 +52,6 @@ class Prototypes(Client):
         noise: Standard deviation of Gaussian noise on every entry of a sum, in units of
             ``clip_norm``; ``0`` for none.
         min_count: Classes with fewer examples in the mission are not sent.
-        probe: Measure the client's copy, updated by its own mission but not yet merged, on test
-            data of the base, of the classes known before and of the mission.
 
     Raises:
         ValueError: If a value is out of range or two of them do not fit.
@@ -75,7 +72,6 @@ class Prototypes(Client):
         clip_norm: float | None = None,
         noise: float = 0.0,
         min_count: int = 1,
-        probe: bool = False,
     ) -> None:
         super().__init__(setting, training=training)
         if metric not in METRICS:
@@ -94,12 +90,12 @@ class Prototypes(Client):
         self._metric: Metric = metric
         self._shrinkage = shrinkage
         self._clip_norm, self._noise, self._min_count = clip_norm, noise, min_count
-        self._probe = probe
         self._table: Params = {}  # what the client at hand predicts with
         self._precision: Tensor | None = None
         self._overlay: tuple[tuple[int, int], Params, Params, Params] | None = None
         self.model.eval()  # for good: nothing here ever trains it
-        self._field_test = FieldTest(self.scenario, self._embed)
+        self._field_test = FieldTest(self.scenario)
+        self._test_embeddings: Tensor | None = None
 
     # ---- the course ------------------------------------------------------------------------
 
@@ -121,11 +117,12 @@ class Prototypes(Client):
         if shard is None or len(shard) == 0:
             return Upload(client_id=client_id, num_examples=0, records={})
         records = self.upload(self.model, shard, down, state)
-        own = records["statistics"]
-        seconds = (time.perf_counter() - start) / max(len(own["classes"]), 1)
-        metrics: Metrics = {"update_s_per_class": seconds}
-        if self._probe:
-            metrics |= self._copy_accuracies(own)
+        own, seconds = records["statistics"], time.perf_counter() - start
+        metrics: Metrics = {**costs(down.records, records, seconds, len(own["classes"]))}
+        if self.scenario.evaluation_points and self.setting.clock.evaluates(down.tick.round):
+            copy = joined(self._table, own)
+            scorer = self._field_scorer(copy)
+            metrics |= self._field_test.before(scorer, self._table["classes"], own["classes"])
         if self.tests_in_training(down):
             metrics |= self.measure(down, state)
         return Upload(
@@ -157,22 +154,11 @@ class Prototypes(Client):
         del down, state
         return self._nearness(model.features(batch.inputs), self._table)
 
-    def evaluate(self, down: Download, state: ClientState) -> Upload:
-        """See :meth:`Client.evaluate`; the server also measures base and field as a whole."""
-        upload = super().evaluate(down, state)
-        if down.client_id is None:
-            known, base = self._table["classes"], self.scenario.base_classes
-            scorer, test = self._scorer(self._table), self._field_test
-            field = known[known >= base]
-            upload.metrics.update(
-                {
-                    "after/base": test.accuracy(scorer, known[known < base]),
-                    "after/field": test.accuracy(scorer, field),
-                    "after/field_among_field": test.accuracy(scorer, field, among=field),
-                    "known_classes": len(known),
-                }
-            )
-        return upload
+    def after_merge(self, down: Download, state: ClientState) -> Metrics:
+        """See :meth:`Client.after_merge`; known are the classes of the table."""
+        del down, state
+        table = self._table
+        return {**self._field_test.after(self._field_scorer(table), table["classes"])}
 
     # ---- parts -----------------------------------------------------------------------------
 
@@ -230,30 +216,13 @@ class Prototypes(Client):
         scores = prototype_scores(embeddings, means, metric, self._precision)
         return open_scores(scores, table["classes"], classes)
 
-    def _copy_accuracies(self, own: Params) -> Metrics:
-        """What the client's copy can do that knows its mission, but no other client's."""
-        known, mission = self._table["classes"], own["classes"]
-        copy = joined(self._table, own)
-        base = self.scenario.base_classes
-        groups = {
-            "base": known[known < base],
-            "field": known[(known >= base) & ~torch.isin(known, mission)],
-            "mission": mission,
-        }
-        test = self._field_test
-        values = {
-            f"before/{name}": test.accuracy(self._scorer(copy), classes)
-            for name, classes in groups.items()
-        }
-        present = [v for v in values.values() if not math.isnan(v)]
-        values["before/mean"] = sum(present) / len(present) if present else math.nan
-        values["before/mission_among_mission"] = test.accuracy(
-            self._scorer(copy), mission, among=mission
-        )
-        return {**values}
-
-    def _scorer(self, table: Params) -> Callable[[Tensor], Tensor]:
-        return lambda embeddings: self._nearness(embeddings, table)
+    def _field_scorer(self, table: Params) -> Scorer:
+        """Nearness by a table, on test data that are embedded once."""
+        if self._test_embeddings is None:
+            everything = np.arange(len(self.scenario.targets("test")))
+            self._test_embeddings = self._embed(self.scenario.build(everything, 0, "test"))
+        embeddings = self._test_embeddings
+        return lambda rows: self._nearness(embeddings[torch.from_numpy(rows)], table)
 
 
 def overlaid(table: Params, rows: Params) -> Params:

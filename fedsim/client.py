@@ -1,6 +1,7 @@
 """The client side of a method: five small methods over one fixed training and evaluation course."""
 
 import copy
+import time
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -10,6 +11,7 @@ from torch.optim import Optimizer
 
 from fedsim.arrays import Params, Records, write_into
 from fedsim.data import Batch, Shard
+from fedsim.field_test import after_merge, before_merge
 from fedsim.model import Model, mask_logits
 from fedsim.scenario import Split
 from fedsim.scoring import Candidates, Score, ratios
@@ -92,6 +94,18 @@ class Client:
         del down, state
         return mask_logits(model(batch.inputs), batch.tasks, self.scenario.task_classes)
 
+    def alone(self, records: Records, down: Download) -> Records:
+        """What the server would send next if this client's upload were the only one.
+
+        It is what the client's copy is tested with before the merge. Default: what was received,
+        with the upload's records in the place of those of the same name.
+        """
+        return {**down.records, **records}
+
+    def after_merge(self, down: Download, state: ClientState) -> Metrics:
+        """Tests of base and field after the merge, of what was loaded for the server."""
+        return {**after_merge(self, down, state)}
+
     # ---- the fixed course ------------------------------------------------------------------
 
     def train(self, down: Download, state: ClientState) -> Upload:
@@ -104,6 +118,7 @@ class Client:
             return Upload(client_id=client_id, num_examples=0, records={})
         seed = self.setting.seed
         with seeded(derive(seed, "noise", down.tick.round, client_id), self.setting.device):
+            start = time.perf_counter()
             self.load(self.model, down, state)
             self._cross_boundary(client_id, down, state)
             self.model.train()
@@ -111,10 +126,13 @@ class Client:
             metrics: Metrics = {
                 "loss": self.fit(self.batches(shard, down, state, rng), down, state)
             }
+            seconds = time.perf_counter() - start
             if self.tests_in_training(down):
                 metrics |= self.measure(down, state)
                 self.model.train()
             records = self.upload(self.model, shard, down, state)
+            if self.scenario.evaluation_points:
+                metrics |= before_merge(self, shard, records, seconds, down, state)
         return Upload(
             client_id=client_id,
             num_examples=len(shard),
@@ -138,10 +156,13 @@ class Client:
         The metrics are lists over experiences ``0..E-1`` (numbers of the scenario): ``accuracy``,
         ``accuracy_among_own`` and ``accuracy_among_met`` (see :class:`fedsim.scoring.Score`),
         ``loss`` and ``examples``; NaN where the client has no test data. A download without a
-        client id is evaluated on the test data of all clients together.
+        client id is evaluated on the test data of all clients together; if the scenario has
+        evaluation points, those of :meth:`fedsim.field_test.FieldTest.after` too.
         """
         self.load(self.model, down, state)
         metrics = self.measure(down, state)
+        if down.client_id is None and self.scenario.evaluation_points:
+            metrics |= self.after_merge(down, state)
         return Upload(
             client_id=-1 if down.client_id is None else down.client_id,
             num_examples=sum(metrics["examples"]),  # type: ignore[arg-type]

@@ -270,6 +270,8 @@ def _objection(client: "Client") -> str | None:
         return f"it overrides {', '.join(overridden)}"
     if client.setting.evaluation.in_training:
         return "clients are tested in training (evaluation.when=after_training)"
+    if client.scenario.evaluation_points:
+        return "clients are tested before the merge (scenario.evaluation_points)"
     if client.training.keep_optimizer:
         return "the optimiser's moments stay with the client (training.keep_optimizer)"
     probe = client.training.optimizer([torch.nn.Parameter(torch.zeros(1))])

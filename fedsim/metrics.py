@@ -201,6 +201,21 @@ def forward_transfer(matrix: ArrayLike, baseline: ArrayLike) -> float:
     return _mean(np.diagonal(matrix, offset=1) - untrained[1:])
 
 
+def mean_numbers(parts: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Mean of every plain number over the parts that have it.
+
+    Args:
+        parts: What each client measured; lists are left out, and so is ``loss``, which is recorded
+            elsewhere. NaN counts as not measured.
+    """
+    values: dict[str, list[float]] = {}
+    for part in parts:
+        for name, value in part.items():
+            if isinstance(value, int | float) and name != "loss" and not math.isnan(value):
+                values.setdefault(name, []).append(float(value))
+    return {name: sum(v) / len(v) for name, v in sorted(values.items())}
+
+
 def worst_decile(values: ArrayLike) -> float:
     """Mean accuracy of the worst 10 % of the clients, at least of one, in ``[0, 1]``.
 

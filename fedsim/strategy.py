@@ -13,9 +13,10 @@ from fedsim.arrays import Params, Records, to_params, to_record
 from fedsim.clock import Clock, Tick
 from fedsim.forms import Form
 from fedsim.matrices import Matrix
+from fedsim.metrics import mean_numbers
 from fedsim.roster import Roster
 from fedsim.sampling import Sampler
-from fedsim.wire import SERVER_ROUND, Config, Upload, to_upload
+from fedsim.wire import SERVER_ROUND, Config, Metrics, Upload, to_upload
 
 S = TypeVar("S")
 
@@ -77,7 +78,10 @@ class Strategy(FlowerStrategy, Generic[S]):
         return None
 
     def measures(self, state: S) -> dict[str, float]:
-        """Numbers about the state for the round's log, by name. Default: none."""
+        """Numbers about the state for the round's log, by name. Default: none.
+
+        What the clients measured is there too, averaged over those who have a number.
+        """
         del state
         return {}
 
@@ -129,9 +133,10 @@ class Strategy(FlowerStrategy, Generic[S]):
         first = next(uploads, None)
         if first is None:
             return None, None
-        uploads = itertools.chain([first], uploads)
+        told: list[Metrics] = []
+        uploads = _overheard(itertools.chain([first], uploads), told)
         self.state = self.aggregate(clock.at(server_round), self.state, uploads)
-        measures = self.measures(self.state)
+        measures = {**mean_numbers(told), **self.measures(self.state)}
         return to_record(self.shared(self.state)), MetricRecord({**measures}) if measures else None
 
     def aggregate_evaluate(
@@ -177,3 +182,10 @@ class Strategy(FlowerStrategy, Generic[S]):
         if self._clock is None or self._roster is None:
             raise RuntimeError(f"{type(self).__name__} needs bind(clock, roster) before a round")
         return self._clock, self._roster
+
+
+def _overheard(uploads: Iterable[Upload], told: list[Metrics]) -> Iterator[Upload]:
+    """The uploads as they come; their numbers are kept in ``told``."""
+    for upload in uploads:
+        told.append(upload.metrics)
+        yield upload

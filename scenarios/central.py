@@ -44,6 +44,7 @@ class Central(Scenario):
         self.input_shape = scenario.input_shape
         self.task_classes = scenario.task_classes
         self.base_classes = scenario.base_classes
+        self.evaluation_points = scenario.evaluation_points
         self._scenario = scenario
         self._cumulative = cumulative
 
@@ -68,7 +69,7 @@ class Central(Scenario):
         return self._scenario.targets(split)
 
 
-def central_missions(
+def central_missions(  # noqa: PLR0913 - those of the missions, and whose they are
     *,
     dataset: Dataset,
     num_clients: int,
@@ -77,6 +78,7 @@ def central_missions(
     base_classes: int = 0,
     field_classes: int | None = None,
     mission: Mission,
+    evaluation_points: bool = False,
     seed: int,
 ) -> Central:
     """Central training on what the clients of :class:`scenarios.missions.Missions` see.
@@ -89,6 +91,7 @@ def central_missions(
         base_classes: The base.
         field_classes: Classes of the field.
         mission: What a client draws.
+        evaluation_points: See :class:`fedsim.scenario.Scenario`.
         seed: Seed of the run.
     """
     scenario = Missions(
@@ -98,6 +101,7 @@ def central_missions(
         base_classes=base_classes,
         field_classes=field_classes,
         mission=mission,
+        evaluation_points=evaluation_points,
         seed=seed,
     )
     return Central(scenario=scenario, num_clients=num_clients, num_experiences=num_experiences)

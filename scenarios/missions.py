@@ -57,6 +57,7 @@ class Missions(Scenario):
         base_classes: Classes ``0..base_classes-1`` are the base; ``0`` for none.
         field_classes: Classes of the field, drawn from the others; None takes all of them.
         mission: What a client draws.
+        evaluation_points: See :class:`fedsim.scenario.Scenario`.
         seed: Seed of the run.
 
     Raises:
@@ -77,6 +78,7 @@ class Missions(Scenario):
         base_classes: int = 0,
         field_classes: int | None = None,
         mission: Mission,
+        evaluation_points: bool = False,
         seed: int,
     ) -> None:
         super().__init__()
@@ -86,6 +88,7 @@ class Missions(Scenario):
         self.num_classes = dataset.num_classes
         self.input_shape = tuple(dataset.train.take(np.zeros(1, np.int64)).shape[1:])
         self.base_classes = base_classes
+        self.evaluation_points = evaluation_points
         self._has_base = int(base_classes > 0)
         self._check(field_classes)
         rng = numpy_generator(seed, "missions")

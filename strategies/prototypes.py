@@ -1,13 +1,14 @@
 """A table of class prototypes that grows by exact, order-free sums."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from fedsim.arrays import Params, Records, num_bytes
+from fedsim.arrays import Params, Records
 from fedsim.clock import Tick
+from fedsim.forms import Field, Form, class_sums
 from fedsim.functional.prototypes import Statistics, merge
 from fedsim.sampling import Sampler
 from fedsim.strategy import Strategy
@@ -29,7 +30,6 @@ class Table:
         missions: Positions of the merged missions of every client.
         synced: Round up to whose end every client knows the table.
         refused: Uploads refused because their mission had been merged.
-        measures: What the newest round's clients measured, on average, and bytes.
     """
 
     classes: Tensor
@@ -40,7 +40,6 @@ class Table:
     missions: dict[int, tuple[int, ...]] = field(default_factory=dict)
     synced: dict[int, int] = field(default_factory=dict)
     refused: int = 0
-    measures: dict[str, float] = field(default_factory=dict)
 
 
 class Prototypes(Strategy[Table]):
@@ -102,7 +101,6 @@ class Prototypes(Strategy[Table]):
         missions = dict(state.missions)
         synced, refused, outer = dict(state.synced), state.refused, state.outer
         parts: list[Statistics] = []
-        measured: list[dict[str, float]] = []
         for upload in uploads:
             record, client = upload.records["statistics"], upload.client_id
             synced[client] = tick.round - 1
@@ -113,23 +111,35 @@ class Prototypes(Strategy[Table]):
                 continue
             missions[client] = (*known, mission)
             parts.append(Statistics(record["classes"], record["sums"], record["counts"]))
-            measured.append(_numbers(upload))
             if "moments" in upload.records:
                 added = upload.records["moments"]["outer"].double()
                 outer = added if outer is None else outer + added
-        state = replace(
-            state, missions=missions, synced=synced, refused=refused, measures=_means(measured)
-        )
-        return _merged(replace(state, outer=outer), parts, tick.round) if parts else state
+        state = replace(state, missions=missions, synced=synced, refused=refused, outer=outer)
+        return _merged(state, parts, tick.round) if parts else state
+
+    def expects(self, tick: Tick, state: Table, upload: Upload) -> Sequence[Form]:
+        """Sums of embeddings as wide as the table is, and the position of the mission."""
+        del tick, upload
+        clock, _ = self._bound()
+        width = state.sums.shape[1] if len(state.classes) else "D"
+        mission = Field(int, (), low=0, high=clock.num_experiences - 1)
+        return [
+            Form(
+                records={
+                    "statistics": {**class_sums(width, self.num_classes), "mission": mission},
+                    "moments": {"outer": Field(float, (width, width))},
+                },
+                optional=frozenset({"moments"}),
+            )
+        ]
 
     def shared(self, state: Table) -> Params:
         """The whole table, in double precision."""
         return {"classes": state.classes, "sums": state.sums, "counts": state.counts}
 
     def measures(self, state: Table) -> dict[str, float]:
-        """What the round's clients measured, on average; classes; refused uploads."""
-        numbers = {"known_classes": len(state.classes), "refused_missions": state.refused}
-        return {**state.measures, **numbers}
+        """How many classes are known, and how many uploads were refused."""
+        return {"known_classes": len(state.classes), "refused_missions": state.refused}
 
 
 def _merged(state: Table, parts: list[Statistics], round_: int) -> Table:
@@ -155,25 +165,3 @@ def _rows(state: Table, since: int) -> Params:
         "means": (state.sums[rows] / counts.unsqueeze(1)).float(),
         "counts": counts.to(torch.int32),
     }
-
-
-def _numbers(upload: Upload) -> dict[str, float]:
-    """What a client measured, and the bytes of its statistics per class."""
-    record = upload.records["statistics"]
-    numbers = {
-        name: float(value)
-        for name, value in upload.metrics.items()
-        if isinstance(value, int | float) and name != "loss"
-    }
-    numbers["upload_bytes_per_class"] = num_bytes(record) / max(len(record["classes"]), 1)
-    return numbers
-
-
-def _means(measured: list[dict[str, float]]) -> dict[str, float]:
-    """Mean over the clients that have a number; NaN is none."""
-    means = {}
-    for name in sorted({name for numbers in measured for name in numbers}):
-        values = [n[name] for n in measured if name in n and n[name] == n[name]]
-        if values:
-            means[name] = sum(values) / len(values)
-    return means

@@ -134,7 +134,8 @@ def icnn_score(
         others: The set in which neighbours are sought, ``[m, d]``.
         other_labels: ``[m]``.
         k: Neighbours looked at.
-        same_set: Whether ``others`` are the points themselves, whose self-matches are left out.
+        same_set: Whether ``others`` begin with the points themselves, whose self-matches are left
+            out.
 
     Source:
         García Ramírez et al., arXiv:2107.06992, as used by Méndez-Ruiz et al., 2023,
@@ -146,7 +147,7 @@ def icnn_score(
     table = distances(points, others)
     same = labels.unsqueeze(1) == other_labels.unsqueeze(0)
     if same_set:
-        itself = torch.eye(len(points), dtype=torch.bool, device=points.device)
+        itself = torch.eye(*table.shape, dtype=torch.bool, device=points.device)
         table = table.masked_fill(itself, torch.inf)
     if bool(same.all()):
         return 1.0 + points.sum() * 0.0

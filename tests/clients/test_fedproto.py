@@ -39,7 +39,7 @@ def upload(client, weight, classes, sums, counts, n):
 
 
 def download(client, classes, means):
-    table = {"classes": torch.tensor(classes), "means": torch.tensor(means)}
+    table = {"classes": torch.tensor(classes), "means": torch.as_tensor(means)}
     arrays = to_params(first_arrays(client.setting))
     return Download(client_id=0, tick=TICK, records={"arrays": arrays, "prototypes": table})
 
@@ -76,6 +76,32 @@ def test_the_loss_pulls_known_classes_only():
     assert_close(value, plain + 2.0 * pull)
 
 
+def test_icnn_scores_the_batch_with_the_table_as_further_neighbours():
+    """Points 0 and 1 of class 1; the table holds class 1 at 2 and class 3 at 5."""
+    client = small_client(kind=Client, strength=2.0, pull="icnn", neighbours=2)
+    inputs, targets = torch.zeros(2, 6), torch.tensor([1, 1])
+    inputs[1, 0] = 1.0
+    means = torch.zeros(2, 6)
+    means[:, 0] = torch.tensor([2.0, 5.0])
+    down = download(client, [1, 3], means.tolist())
+    value = client.loss(client.model, Batch(inputs, targets), down, ClientState())
+    plain = functional.cross_entropy(client.model(inputs), targets)
+    # both neighbours of a point are of its class, at 1, 2 of 5 and 1, 1 of 4
+    compact = 1 - ((1 / 5 + 2 / 5) / 2 + 1 / 4) / 2
+    score = ((compact + 1) / 2 + 1) / 2  # no stranger is near
+    assert_close(value, plain - 2.0 * torch.tensor(score).log(), atol=1e-5, rtol=1e-5)
+
+
+def test_icnn_needs_no_table():
+    client = small_client(kind=Client, strength=1.0, pull="icnn")
+    inputs = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
+    batch = Batch(inputs, torch.arange(8) % 2)
+    down = download(client, [], torch.empty(0, 0))
+    down.records["prototypes"]["classes"] = torch.empty(0, dtype=torch.int64)
+    loss = client.loss(client.model, batch, down, ClientState())
+    assert loss > functional.cross_entropy(client.model(batch.inputs), batch.targets)
+
+
 def test_prediction_is_the_nearest_prototype_or_the_head():
     inputs = torch.zeros(2, 6)
     batch = Batch(inputs, torch.tensor([0, 1]))
@@ -101,7 +127,7 @@ def test_without_a_pull_and_with_the_head_it_is_federated_averaging():
         assert_close(runs[0][name], tensor)
 
 
-@pytest.mark.parametrize("pull", ["mse", "triplet"])
+@pytest.mark.parametrize("pull", ["mse", "triplet", "icnn"])
 def test_a_run_learns_its_prototypes(pull):
     client = small_client(small_setting(), kind=Client, strength=0.1, pull=pull)
     server = strategy()
@@ -117,6 +143,7 @@ def test_a_run_learns_its_prototypes(pull):
         (partial(small_client, kind=Client, strength=-1.0), "strength must be"),
         (partial(small_client, kind=Client, strength=1.0, pull="l1"), "pull must be"),
         (partial(small_client, kind=Client, strength=1.0, classifier="knn"), "classifier must be"),
+        (partial(small_client, kind=Client, strength=1.0, neighbours=0), "neighbours must be"),
         (partial(strategy, momentum=1.0), "momentum must lie"),
     ],
 )

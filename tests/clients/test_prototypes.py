@@ -178,9 +178,9 @@ def test_clients_know_the_servers_table_when_they_evaluate():
     assert again[-1].download_bytes["prototypes"] > 0
 
 
-def test_the_probe_measures_the_copy_before_the_merge():
-    server, _ = run(setting(mission={"replacement": True}), probe=True)
-    measures = server.measures(server.state)
+def test_the_copy_is_tested_before_the_merge():
+    _, logs = run(setting(mission={"replacement": True}, evaluation_points=True))
+    measures = logs[-1].measures
     for name in ("before/base", "before/field", "before/mission", "before/mean"):
         assert 0.5 < measures[name] <= 1.0
     assert measures["before/mission_among_mission"] >= measures["before/mission"]

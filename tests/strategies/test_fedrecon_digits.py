@@ -32,6 +32,7 @@ def setting(num_clients, num_experiences, **rules):
         num_clients=num_clients,
         num_experiences=num_experiences,
         mission=Mission(**rules),
+        evaluation_points=True,
         seed=0,
     )
     return Setting(
