@@ -99,6 +99,7 @@ def with_encoder(config: DictConfig) -> DictConfig:
         "_target_": "fedsim.features.encoded",
         "dataset": OmegaConf.create(config.dataset),
         "encoder": OmegaConf.create(config.encoder),
+        "device": config.engine.device,
         "provides": ["vectors" if word == "images" else word for word in words],
         "facts": {k: v for k, v in (config.dataset.get("facts") or {}).items() if k != "shape"},
     }

@@ -84,12 +84,15 @@ class FrozenEncoder(nn.Module):
         return sha.hexdigest()
 
 
-def encoded(*, dataset: Dataset, encoder: Callable[..., FrozenEncoder]) -> Dataset:
+def encoded(
+    *, dataset: Dataset, encoder: Callable[..., FrozenEncoder], device: str = "cpu"
+) -> Dataset:
     """The data set with features in the place of images.
 
     Args:
         dataset: Images in memory; their normalisation is left to the encoder.
         encoder: Builds the encoder from ``input_shape``.
+        device: Where images are encoded.
 
     Raises:
         TypeError: If the examples are not held as tensors.
@@ -100,7 +103,8 @@ def encoded(*, dataset: Dataset, encoder: Callable[..., FrozenEncoder]) -> Datas
 
     def part(name: str, examples: TensorExamples) -> TensorExamples:
         key = hashlib.sha256(f"{digest}|{_content(examples)}".encode()).hexdigest()[:32]
-        features = cached_features(net, examples, cache_folder() / "features" / f"{key}.npy", name)
+        path = cache_folder() / "features" / f"{key}.npy"
+        features = cached_features(net, examples, path, name, device)
         return dataclasses.replace(examples, inputs=features, mean=None, std=None)
 
     return dataclasses.replace(
@@ -117,7 +121,7 @@ def cache_folder() -> Path:
 
 
 def cached_features(
-    encoder: FrozenEncoder, examples: TensorExamples, path: Path, title: str
+    encoder: FrozenEncoder, examples: TensorExamples, path: Path, title: str, device: str = "cpu"
 ) -> Tensor:
     """Features of all examples, ``[N, d]``, memory-mapped; an interrupted encoding is resumed.
 
@@ -128,14 +132,15 @@ def cached_features(
         examples: The images; ``mean`` and ``std`` are ignored.
         path: File of the features.
         title: Shown by the progress bar.
+        device: Where images are encoded.
     """
     if not path.exists():
         plain = dataclasses.replace(examples, mean=None, std=None)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError:
-            return _encode_into(encoder, plain, None, title)
-        _encode_into(encoder, plain, path, title)
+            return _encode_into(encoder.to(device), plain, None, title, device)
+        _encode_into(encoder.to(device), plain, path, title, device)
     return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
 
 
@@ -153,7 +158,7 @@ def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Callable[[in
 
 
 def _encode_into(
-    encoder: FrozenEncoder, examples: TensorExamples, path: Path | None, title: str
+    encoder: FrozenEncoder, examples: TensorExamples, path: Path | None, title: str, device: str
 ) -> Tensor:
     """Encode batch by batch into a file that gets its name when it is whole, or into memory."""
     shape = len(examples.targets), encoder.num_features
@@ -169,7 +174,7 @@ def _encode_into(
     with progress_bar(f"encoding {title}", shape[0], done) as advance:
         for number, i in enumerate(range(done, shape[0], ENCODE_BATCH)):
             rows: Indices = np.arange(i, min(i + ENCODE_BATCH, shape[0]))
-            table[rows] = encoder(examples.take(rows)).numpy()
+            table[rows] = encoder(examples.take(rows).to(device)).cpu().numpy()
             advance(len(rows))
             if note is not None and number % SAVE_EVERY == SAVE_EVERY - 1:
                 table.flush()  # type: ignore[attr-defined]  # a memmap where there is a note

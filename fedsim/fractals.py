@@ -74,6 +74,8 @@ class Fractals(Dataset[tuple[Tensor, Tensor]]):
             target says which classes are there, ``[K]``.
         rendering: How they are drawn.
         split: ``test`` renders the same systems with other draws.
+        device: Where images are drawn. Random numbers come from the CPU, so that devices agree up
+            to rounding.
 
     Raises:
         ValueError: If a number is out of range or ``mode`` is none of the two.
@@ -93,6 +95,7 @@ class Fractals(Dataset[tuple[Tensor, Tensor]]):
         mode: Mode = "multi_instance",
         rendering: Rendering | None = None,
         split: Literal["train", "test"] = "train",
+        device: str = "cpu",
     ) -> None:
         if min(num_classes, per_class) < 1:
             raise ValueError(
@@ -103,13 +106,13 @@ class Fractals(Dataset[tuple[Tensor, Tensor]]):
         self.num_classes, self.per_class, self.mode = num_classes, per_class, mode
         self.rendering = rendering or Rendering()
         self.channels = 3 if self.rendering.coloured else 1
-        self._seed, self._split = seed, split
+        self._seed, self._split, self._device = seed, split, device
         self._steps = BURN_IN + -(-self.rendering.points // WALKERS)
         self._systems = join(
             [sample_system(generator(seed, "fractal system", c)) for c in range(num_classes)]
         )
         size, side = num_classes * per_class, self.rendering.image_size
-        self._greys = torch.zeros(size, side, side, dtype=torch.uint8)
+        self._greys = torch.zeros(size, side, side, dtype=torch.uint8, device=device)
         self._rendered = torch.zeros(size, dtype=torch.bool)
 
     def __len__(self) -> int:
@@ -125,7 +128,7 @@ class Fractals(Dataset[tuple[Tensor, Tensor]]):
         """Images and targets of several indices at once.
 
         Args:
-            indices: In ``[0, len(self))``, ``[n]``.
+            indices: In ``[0, len(self))``, ``[n]``, on the CPU.
             epoch: Other colours, places and backgrounds of the same fractals.
 
         Returns:
@@ -141,22 +144,25 @@ class Fractals(Dataset[tuple[Tensor, Tensor]]):
                 for i in indices
             ]
         )
+        instances = (draws[:, 12] * MOST_INSTANCES).long() + 1
+        members = (draws[:, _SCENE + 15 :: _LOOKS] * len(self)).long()
+        draws = draws.to(self._device)
         scene, looks = draws[:, :_SCENE], draws[:, _SCENE:].view(-1, count, _LOOKS)
         images = self._backgrounds(indices, epoch, scene)
         if self.mode == "multiclass":
             pictures = self.greys(indices)
             images = turn(self._paste(images, pictures, looks[:, 0]), scene[:, 7:10])
-            return blur(images, scene[:, 10:12]), indices // self.per_class
+            labels = (indices // self.per_class).to(self._device)
+            return blur(images, scene[:, 10:12]), labels
         present = torch.zeros(len(indices), self.num_classes)
-        instances = (scene[:, 12] * MOST_INSTANCES).long() + 1
         for j in range(MOST_INSTANCES):
-            chosen = (looks[:, j, 15] * len(self)).long()
-            shown = j < instances
+            chosen, shown = members[:, j], j < instances
             pictures = place(turn(self.greys(chosen), looks[:, j, 3:6]), looks[:, j, 6:9])
-            images = self._paste(images, pictures * shown[:, None, None], looks[:, j])
+            visible = shown.to(self._device)[:, None, None]
+            images = self._paste(images, pictures * visible, looks[:, j])
             # one that lies wholly under later ones counts as present, as in the paper
             present[shown, chosen[shown] // self.per_class] = 1.0
-        return blur(images, scene[:, 10:12]), present
+        return blur(images, scene[:, 10:12]), present.to(self._device)
 
     def greys(self, indices: Tensor) -> Tensor:
         """Grey fractals ``[n, s, s]`` in ``[0, 1]``, those not yet rendered being rendered."""
@@ -177,17 +183,18 @@ class Fractals(Dataset[tuple[Tensor, Tensor]]):
             walks.append(torch.rand(self._steps, WALKERS, generator=rng))
             windows.append(torch.rand(4, generator=rng))
             patches.append(torch.randint(2, (3, 3), generator=rng).float())
-        points = attractor(join(systems), torch.stack(walks))
-        window = torch.stack(windows) if self.mode == "multiclass" else None
+        points = attractor(join(systems).to(self._device), torch.stack(walks).to(self._device))
+        window = torch.stack(windows).to(self._device) if self.mode == "multiclass" else None
         counts = hit_counts(points, self.rendering.image_size, window)
-        pictures = grey(counts, torch.stack(patches) if self.rendering.patches else None)
+        stamps = torch.stack(patches).to(self._device) if self.rendering.patches else None
+        pictures = grey(counts, stamps)
         return (pictures * 255.0).ceil().to(torch.uint8)
 
     def _backgrounds(self, indices: Tensor, epoch: int, scene: Tensor) -> Tensor:
         """Landscapes ``[n, 3, s, s]``, or black ``[n, 1, s, s]`` for grey images."""
         side = self.rendering.image_size
         if not self.rendering.coloured:
-            return torch.zeros(len(indices), 1, side, side)
+            return torch.zeros(len(indices), 1, side, side, device=self._device)
         grid = 1 << (side - 1).bit_length()
         noise = torch.stack(
             [
@@ -195,7 +202,7 @@ class Fractals(Dataset[tuple[Tensor, Tensor]]):
                 for i in indices
             ]
         )
-        heights = plasma(noise, 0.4 + 0.4 * scene[:, 0])[:, :side, :side]
+        heights = plasma(noise.to(self._device), 0.4 + 0.4 * scene[:, 0])[:, :side, :side]
         return background(heights, scene[:, 1:7])
 
     def _paste(self, images: Tensor, pictures: Tensor, looks: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
     fedsim-pretrain                                   the encoder of encoder=fractal
     fedsim-pretrain encoder.training.epochs=20 encoder.data.num_classes=200
+    fedsim-pretrain engine.device=cuda                images drawn and network trained on a GPU
     fedsim-pretrain --help
 
 The weights lie in ``$FEDSIM_CACHE/encoders``, else ``~/.cache/fedsim/encoders``, under a hash of
@@ -13,6 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -39,6 +41,7 @@ def fractal_encoder(
     data: Callable[..., Fractals],
     training: LocalTraining,
     seed: int,
+    device: str = "cpu",
 ) -> FrozenEncoder:
     """The backbone trained on fractal images, as an encoder for images of any size.
 
@@ -49,21 +52,25 @@ def fractal_encoder(
         data: Builds the fractals, given ``split`` and ``seed``.
         training: Optimiser, epochs, batch size.
         seed: Of weights and images.
+        device: Where it is trained, if it must be; not part of its name.
 
     Raises:
-        ValueError: If colour images meet an encoder of grey fractals.
+        ValueError: If colour images meet an encoder of grey fractals, or there is no such device.
     """
-    train = data(split="train", seed=seed)
+    train = data(split="train", seed=seed, device=device)
     path = weights_path(backbone, data, training, seed)
     model = _untrained(backbone, train, seed)
     if not path.exists():
-        measures = pretrain(model, train, training, seed)
+        from fedsim.engine import check_device
+
+        check_device(device)
+        measures = pretrain(model.to(device), train, training, seed)
         shown = ", ".join(f"{name} {value:.3f}" for name, value in measures.items())
         print(f"trained {path.name}: {shown}", file=sys.stderr)
         _save(model.backbone, path)
     model.backbone.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     adapter = Adapter(
-        net=model.backbone,
+        net=model.backbone.cpu(),
         label="the fractal encoder",
         input_shape=input_shape,
         net_channels=train.channels,
@@ -170,6 +177,7 @@ def main(arguments: list[str] | None = None) -> None:
     from fedsim.build import make
     from fedsim.checks import ConfigError
     from fedsim.config import compose, resolve
+    from fedsim.engine import check_device
 
     overrides = sys.argv[1:] if arguments is None else arguments
     if {"-h", "--help"} & set(overrides):
@@ -180,16 +188,18 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         node = resolve(compose(["encoder=fractal", *overrides]))
         parts = make(node, "encoder").keywords
-    except ConfigError as error:
+        check_device(parts["device"])
+    except (ConfigError, ValueError) as error:
         sys.exit(f"fedsim-pretrain: {error}")
     path = weights_path(parts["backbone"], parts["data"], parts["training"], parts["seed"])
     if path.exists():
         print(f"already trained: {path}")
         return
-    train = parts["data"](split="train", seed=parts["seed"])
-    model = _untrained(parts["backbone"], train, parts["seed"])
+    data = partial(parts["data"], seed=parts["seed"], device=parts["device"])
+    train = data(split="train")
+    model = _untrained(parts["backbone"], train, parts["seed"]).to(parts["device"])
     measures = pretrain(model, train, parts["training"], parts["seed"])
-    measures |= held_out(model, parts["data"](split="test", seed=parts["seed"]))
+    measures |= held_out(model, data(split="test"))
     _save(model.backbone, path)
     for name, value in measures.items():
         print(f"{name.replace('_', ' ')}: {value:.4g}")

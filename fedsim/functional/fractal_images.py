@@ -42,7 +42,7 @@ def hit_counts(points: Tensor, side: int, window: Tensor | None = None) -> Tenso
     inside = ((scaled >= 0) & (scaled < side)).all(dim=2)
     pixels = scaled.clamp(0, side - 1).long()
     flat = pixels[..., 1] * side + pixels[..., 0]
-    counts = torch.zeros(len(points), side * side)
+    counts = torch.zeros(len(points), side * side, device=points.device)
     counts.scatter_add_(1, flat, inside.to(counts.dtype))
     return counts.view(-1, side, side)
 
@@ -169,7 +169,8 @@ def blur(images: Tensor, u: Tensor) -> Tensor:
     """
     b, channels, side, _ = images.shape
     sigma = between(u[:, 1], 0.5, 1.0)[:, None]
-    line = torch.exp(-0.5 * (torch.tensor([-1.0, 0.0, 1.0]) / sigma) ** 2)
+    offsets = torch.tensor([-1.0, 0.0, 1.0], device=images.device)
+    line = torch.exp(-0.5 * (offsets / sigma) ** 2)
     line = line / line.sum(dim=1, keepdim=True)
     kernels = (line[:, :, None] * line[:, None, :]).repeat_interleave(channels, dim=0)
     padded = functional.pad(images, (1, 1, 1, 1), mode="replicate")

@@ -39,6 +39,14 @@ class Systems:
             sizes=self.sizes[numbers],
         )
 
+    def to(self, device: str | torch.device) -> "Systems":
+        """The systems on another device."""
+        return Systems(
+            matrices=self.matrices.to(device),
+            offsets=self.offsets.to(device),
+            sizes=self.sizes.to(device),
+        )
+
 
 def sample_system(rng: torch.Generator, sigma_shift: float = 0.0) -> Systems:
     """One system of 2 to 4 maps, every one a contraction.
@@ -135,24 +143,25 @@ def attractor(systems: Systems, draws: Tensor) -> Tensor:
     Args:
         systems: ``b`` systems.
         draws: Uniform numbers in ``[0, 1)``, one per step and walker, ``[b, steps, walkers]``,
-            with more than ``BURN_IN`` steps.
+            with more than ``BURN_IN`` steps, on the systems' device.
 
     Returns:
         ``[b, (steps - BURN_IN) * walkers, 2]``.
     """
     b, steps, walkers = draws.shape
     chances = torch.linalg.det(systems.matrices).abs()
-    exists = torch.arange(MAPS) < systems.sizes[:, None]
+    exists = torch.arange(MAPS, device=draws.device) < systems.sizes[:, None]
     flat = chances.sum(dim=1, keepdim=True) <= 0  # every map is a line or a point
     chances = torch.where(flat, exists.to(chances.dtype), chances)
     bounds = (chances.cumsum(dim=1) / chances.sum(dim=1, keepdim=True)).contiguous()
     chosen = torch.searchsorted(bounds, draws.reshape(b, -1).contiguous(), right=True)
     chosen = torch.minimum(chosen, systems.sizes[:, None] - 1)
     table = torch.cat([systems.matrices.flatten(2), systems.offsets], dim=2).reshape(b * MAPS, 6)
-    numbers = (chosen + torch.arange(b)[:, None] * MAPS).view(b, steps, walkers)
+    first = torch.arange(b, device=draws.device)[:, None] * MAPS
+    numbers = (chosen + first).view(b, steps, walkers)
     start = fixed_point(systems.matrices[:, 0], systems.offsets[:, 0])
     x, y = (start[:, axis, None].expand(b, walkers) for axis in (0, 1))
-    points = torch.empty(steps - BURN_IN, b, walkers, 2)
+    points = torch.empty(steps - BURN_IN, b, walkers, 2, device=draws.device)
     for step in range(steps):
         a = table[numbers[:, step]]
         x, y = (
@@ -166,7 +175,7 @@ def attractor(systems: Systems, draws: Tensor) -> Tensor:
 
 def fixed_point(matrix: Tensor, offset: Tensor) -> Tensor:
     """``(I - A)^-1 c``, ``[b, 2]``; near a map that moves nothing, the nearest to it."""
-    system = torch.eye(2) - matrix
+    system = torch.eye(2, device=matrix.device) - matrix
     solution: Tensor = torch.linalg.pinv(system) @ offset[..., None]
     return solution[..., 0]
 
