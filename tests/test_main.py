@@ -139,8 +139,16 @@ def test_partitions_run(tmp_path, partition):
 
 @pytest.mark.parametrize("strategy", ["fedavg", "fedprox", "fedadam", "fedmedian", "multikrum"])
 def test_strategies_run_by_name(tmp_path, strategy):
-    extra = ["strategy.num_nodes_to_select=2"] if strategy == "multikrum" else []
-    run(tmp_path, f"strategy={strategy}", *extra)
+    extra = {"multikrum": ["strategy.num_nodes_to_select=2"], "fedprox": ["client=fedprox"]}
+    run(tmp_path, f"strategy={strategy}", *extra.get(strategy, []))
+
+
+def test_the_heterogeneity_sweep_compares_three_different_strategies(tmp_path):
+    digests = {
+        run(tmp_path / name, "sweep=heterogeneity", f"strategy={name}", "hydra.mode=RUN")["digest"]
+        for name in ("fedavg", "fedprox", "fedadam")
+    }
+    assert len(digests) == 3
 
 
 def test_loggers_get_the_numbers(tmp_path):
@@ -160,6 +168,7 @@ def test_mistakes_end_in_one_line_without_a_run_directory(tmp_path):
         (["clock.num_experiences=2"], "clock.num_experiences is 2"),
         (["backbone=lenet"], "at least 16x16"),
         (["strategy.fraction_trai=1"], "did you mean strategy.fraction_train"),
+        (["strategy=fedprox"], "client=fedprox"),
     ):
         done = command(tmp_path, "hydra.run.dir=run", *arguments)
         assert done.returncode != 0

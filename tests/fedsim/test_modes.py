@@ -138,7 +138,7 @@ def test_staggered_clients_have_one_time_when_pooled():
 def test_the_saved_configuration_keeps_the_mode(tmp_path):
     from omegaconf import OmegaConf
 
-    first = run(tmp_path, "mode=central", "strategy=fedprox", name="a")
+    first = run(tmp_path, "mode=central", "strategy=fedadam", name="a")
     saved = OmegaConf.to_container(OmegaConf.load(tmp_path / "a" / "config.yaml"))
     assert saved["mode"] == "central"
     assert saved["num_clients"] == 4
