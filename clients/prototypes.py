@@ -9,7 +9,7 @@ from torch import Tensor
 from fedsim.arrays import Params, Records
 from fedsim.client import Client, Setting
 from fedsim.data import Batch, Shard
-from fedsim.field_test import FieldTest, Scorer, costs
+from fedsim.fieldtest import FieldTest, Scorer, costs
 from fedsim.functional.prototypes import (
     METRICS,
     Metric,

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from fedsim.arrays import Params, Records, write_into
 from fedsim.data import Batch, Shard
-from fedsim.field_test import after_merge, before_merge
+from fedsim.fieldtest import after_merge, before_merge
 from fedsim.model import Model, mask_logits
 from fedsim.scenario import Split
 from fedsim.scoring import Candidates, Score, ratios
@@ -157,7 +157,7 @@ class Client:
         ``accuracy_among_own`` and ``accuracy_among_met`` (see :class:`fedsim.scoring.Score`),
         ``loss`` and ``examples``; NaN where the client has no test data. A download without a
         client id is evaluated on the test data of all clients together; if the scenario has
-        evaluation points, those of :meth:`fedsim.field_test.FieldTest.after` too.
+        evaluation points, those of :meth:`fedsim.fieldtest.FieldTest.after` too.
         """
         self.load(self.model, down, state)
         metrics = self.measure(down, state)

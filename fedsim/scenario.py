@@ -36,7 +36,7 @@ class Scenario(ABC):
         has_validation: Whether there is data for the split ``val``.
         base_classes: Classes ``0..base_classes-1`` are known before the stream begins; 0 for none.
         evaluation_points: Whether base, known and new classes are also tested before and after
-            every merge, and costs per class noted, see :class:`fedsim.field_test.FieldTest`.
+            every merge, and costs per class noted, see :class:`fedsim.fieldtest.FieldTest`.
         flipped: Clients that train on label ``K - 1 - y`` where it is ``y``.
     """
 

@@ -14,9 +14,9 @@ from clients.fedproto import FedProto
 from clients.icarl import ICaRL
 from clients.replay import Replay
 from clients.sgd import SGD
-from fedsim import field_test
+from fedsim import fieldtest
 from fedsim.backbones.vision import Flatten
-from fedsim.field_test import FieldTest, costs
+from fedsim.fieldtest import FieldTest, costs
 from fedsim.metrics import mean_numbers
 from fedsim.sampling import Uniform
 from fedsim.simulation import Simulation
@@ -154,8 +154,8 @@ def test_the_copy_holds_the_clients_own_weights_and_not_the_download(monkeypatch
         seen.append({name: tensor.clone() for name, tensor in client.tensors().items()})
         return original(client, down, state)
 
-    original = field_test._scorer
-    monkeypatch.setattr(field_test, "_scorer", spy)
+    original = fieldtest._scorer
+    monkeypatch.setattr(fieldtest, "_scorer", spy)
     client.upload = partial(_marked, client.upload)
     [log, *_] = [log for log, _ in small_loop(FedAvg(**ONES), client).run(first_arrays(chosen))][1:]
     assert log.cohort
