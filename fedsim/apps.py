@@ -10,20 +10,21 @@ import shlex
 import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from pathlib import Path
 
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fedsim.arrays import Params
+from fedsim.checks import Node
 from fedsim.client import Client
 from fedsim.cohort_plan import Cohort, CohortSize
 from fedsim.cohort_views import UnstackableError
 from fedsim.course import tested, trained, trained_block
-from fedsim.roster import OrderedGrid, QueriedRoster
 from fedsim.state import ClientState
-from fedsim.wire import NUM_EXAMPLES, to_download, to_reply
+from fedsim.wire import NUM_EXAMPLES, client_number, to_download, to_reply
+
+_ENGINE = "engine=superlink"  # what the overrides of a run config are applied to
 
 
 class BlockApp(ClientApp):
@@ -121,8 +122,8 @@ def client_app_of(client_for: Callable[[Context], Client]) -> BlockApp:
 
     @app.query()
     def query(message: Message, context: Context) -> Message:
-        partition = int(context.node_config["partition-id"])
-        metrics = MetricRecord({"client": partition, NUM_EXAMPLES: 1})
+        client_for(context)  # a node that cannot build its client says so before the first round
+        metrics = MetricRecord({"client": client_number(context), NUM_EXAMPLES: 1})
         return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
     return app
@@ -131,9 +132,15 @@ def client_app_of(client_for: Callable[[Context], Client]) -> BlockApp:
 @lru_cache(maxsize=1)
 def _client(overrides: str) -> Client:
     from fedsim.build import build
+
+    return build({**_node(overrides), "logger": None}).client
+
+
+def _node(overrides: str) -> Node:
+    """The resolved configuration of a run that Flower started."""
     from fedsim.config import compose, resolve
 
-    return build(resolve(compose(shlex.split(overrides)))).client
+    return resolve(compose([_ENGINE, *shlex.split(overrides)]))
 
 
 client_app = client_app_of(lambda context: _client(str(context.run_config.get("overrides", ""))))
@@ -142,20 +149,22 @@ server_app = ServerApp()
 
 @server_app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the configured simulation over Flower's nodes."""
-    from fedsim.build import build, save_config
-    from fedsim.config import compose, resolve
-    from fedsim.results import Results
-    from fedsim.simulation import write_environment
+    """Run the configured simulation over Flower's nodes.
+
+    Results go where ``fedsim`` would put them, under the folder in which the SuperLink was started.
+
+    Raises:
+        ConfigError: If the configuration cannot work, or chooses an engine.
+    """
+    from fedsim.config import compose_run, resolve
+    from fedsim.flower_engine import SuperLinkEngine
+    from fedsim.main import simulate
 
     started = time.perf_counter()
-    config = compose(shlex.split(str(context.run_config.get("overrides", ""))))
-    node = resolve(config)
-    simulation = build(node)
-    roster = QueriedRoster(grid, node["num_clients"])
-    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
-    run_dir = Path("runs") / str(node["name"]) / f"{stamp}_seed{node['seed']}"
-    results = Results(run_dir, personal=simulation.personal, overwrite=bool(node["overwrite"]))
-    save_config(node, run_dir)
-    write_environment(run_dir)
-    simulation.run(OrderedGrid(grid, roster), roster, results, started=started)
+    overrides = str(context.run_config.get("overrides", ""))
+    composed = compose_run([_ENGINE, *shlex.split(overrides)])
+    run_dir = composed.run_dir.absolute()
+    print(f"fedsim: results go to {run_dir}", flush=True)
+    node = resolve(composed.config)
+    simulate(node, run_dir, started=started, engine=SuperLinkEngine.of(node, grid))
+    composed.save(run_dir)

@@ -1,16 +1,22 @@
 """Which Flower node is which client, and grids that show their nodes in client order."""
 
+import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
-from flwr.app import Message, RecordDict
-from flwr.common.constant import SUPERLINK_NODE_ID
+from flwr.app import Error, Message, RecordDict
+from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 FIRST_NODE = SUPERLINK_NODE_ID + 1  # node ids below belong to Flower
-_WAIT_S = 300.0  # for nodes to connect and answer
+_RAISED = (ErrorCode.CLIENT_APP_RAISED_EXCEPTION, ErrorCode.LOAD_CLIENT_APP_EXCEPTION)
+_SHORTEST_WAIT_S, _LONGEST_WAIT_S = 0.02, 1.0  # between looks for replies
+
+
+class ClientError(RuntimeError):
+    """A client failed, and the run is set to stop then."""
 
 
 class Roster(Protocol):
@@ -46,20 +52,60 @@ class LocalRoster:
         return node_id - FIRST_NODE
 
 
+class NodeRoster:
+    """Node ids as Flower drew them.
+
+    Args:
+        nodes: The node of every client, ``0..num_clients-1``.
+    """
+
+    def __init__(self, nodes: Mapping[int, int]) -> None:
+        self.num_clients = len(nodes)
+        self._node_of = dict(nodes)
+        self._client_of = {node: client for client, node in nodes.items()}
+
+    def node(self, client_id: int) -> int:
+        """See :class:`Roster`."""
+        return self._node_of[client_id]
+
+    def client(self, node_id: int) -> int:
+        """See :class:`Roster`."""
+        return self._client_of[node_id]
+
+
 class OrderedGrid(Grid):
-    """Another grid with its nodes in client order.
+    """Another grid with its nodes in client order, where every message gets an answer in time.
 
     Flower's strategies sample by position among the node ids. Flower's own engines draw these ids
     at random, so without an order the same seed would pick other clients every time.
 
+    A message that could not be delivered, or was not answered in time, is answered by an error that
+    says so: no client is lost silently. Replies are looked for more often than Flower does (every
+    three seconds), which short rounds would spend waiting.
+
     Args:
         grid: The grid that does the work.
         roster: Which node is which client.
+        timeout: Seconds that so many clients of a round may take, or None for no limit.
+        raise_errors: Whether an exception in a client stops the run.
+        check: Called while replies are awaited; raises if none can come any more.
     """
 
-    def __init__(self, grid: Grid, roster: Roster) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        roster: Roster,
+        *,
+        timeout: Callable[[int], float] | None = None,
+        raise_errors: bool = False,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         self._grid = grid
+        self._roster = roster
         self._nodes = tuple(roster.node(client) for client in range(roster.num_clients))
+        self._timeout = timeout
+        self._raise_errors = raise_errors
+        self._check = check
 
     def set_run(self, run: Run) -> None:
         """See Flower's ``Grid``."""
@@ -96,49 +142,125 @@ class OrderedGrid(Grid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """See Flower's ``Grid``."""
-        return self._grid.send_and_receive(messages, timeout=timeout)
+        """One reply to every message, in client order.
+
+        Raises:
+            ClientError: If a client raised an exception and ``raise_errors`` is set.
+        """
+        asked = list(messages)
+        limits = [] if timeout is None else [timeout]
+        if self._timeout is not None:
+            limits.append(self._timeout(len(asked)))
+        replies = exchange(self._grid, asked, timeout=min(limits, default=None), check=self._check)
+        replies.sort(key=lambda reply: self._roster.client(reply.metadata.src_node_id))
+        for reply in replies if self._raise_errors else ():
+            if reply.has_error() and reply.error.code in _RAISED:
+                client = self._roster.client(reply.metadata.src_node_id)
+                kind = reply.metadata.message_type
+                raise ClientError(f"client {client} failed in {kind!r}: {reply.error.reason}")
+        return replies
 
 
-class QueriedRoster:
-    """Which Flower node is which client, found by asking every node once.
+def exchange(
+    grid: Grid,
+    messages: list[Message],
+    *,
+    timeout: float | None,
+    check: Callable[[], None] = lambda: None,
+) -> list[Message]:
+    """One reply to every message, as they come; an error where none came.
+
+    Args:
+        grid: Where the nodes are.
+        messages: To send.
+        timeout: Seconds to wait, or None.
+        check: Called while replies are awaited; raises if none can come any more.
+    """
+    sent = set(grid.push_messages(messages)) if messages else set()
+    waiting = {m.metadata.message_id: m for m in messages if m.metadata.message_id in sent}
+    replies = [
+        _error(message, ErrorCode.NODE_UNAVAILABLE, "the node is not connected")
+        for message in messages
+        if message.metadata.message_id not in sent
+    ]
+    start = time.monotonic()
+    while waiting:
+        for reply in grid.pull_messages(set(waiting)):
+            asked = waiting.pop(reply.metadata.reply_to_message_id, None)
+            if asked is not None:
+                replies.append(_attributed(reply, asked))
+        elapsed = time.monotonic() - start
+        if not waiting or (timeout is not None and elapsed >= timeout):
+            break
+        check()
+        pause = min(max(elapsed / 10, _SHORTEST_WAIT_S), _LONGEST_WAIT_S)
+        time.sleep(pause if timeout is None else min(pause, timeout - elapsed))
+    late = f"no answer within {timeout:g} s" if timeout is not None else "no answer"
+    return replies + [_error(m, ErrorCode.NODE_UNAVAILABLE, late) for m in waiting.values()]
+
+
+def _attributed(reply: Message, asked: Message) -> Message:
+    """The reply; errors of Flower's own in the name of the node that was asked."""
+    if not reply.has_error():
+        return reply
+    return _error(asked, reply.error.code, plain(reply.error.reason))
+
+
+def _error(asked: Message, code: int, reason: str) -> Message:
+    return Message(Error(code, reason), reply_to=asked)
+
+
+def plain(reason: str | None) -> str:
+    """What a client's exception said, without the frame that Flower puts around it."""
+    found = re.fullmatch(r"<class '([\w.]+)'>:<'(.*)'>", reason or "", re.DOTALL)
+    if found is None:
+        return reason or "unknown"
+    return f"{found.group(1).rsplit('.', 1)[-1]}: {found.group(2)}"
+
+
+def ask_roster(grid: Grid, num_clients: int, *, wait: float) -> NodeRoster:
+    """Ask every node once which client it is.
 
     Args:
         grid: A grid whose nodes answer queries.
         num_clients: How many nodes to wait for.
+        wait: Seconds for the nodes to connect, and again to answer.
 
     Raises:
-        RuntimeError: If the nodes do not come, or two of them claim to be the same client.
+        RuntimeError: If the nodes do not come, one of the clients is nobody, or two nodes claim to
+            be the same client.
     """
-
-    def __init__(self, grid: Grid, num_clients: int) -> None:
-        self.num_clients = num_clients
-        nodes = _wait_for_nodes(grid, num_clients)
-        asked = [Message(RecordDict(), node, "query") for node in nodes]
-        self._node_of: dict[int, int] = {}
-        for reply in grid.send_and_receive(asked, timeout=_WAIT_S):
-            client = int(reply.content["metrics"]["client"])  # type: ignore[arg-type]
-            self._node_of[client] = reply.metadata.src_node_id
-        missing = [c for c in range(num_clients) if c not in self._node_of]
-        if missing:
+    nodes = _wait_for_nodes(grid, num_clients, wait)
+    node_of: dict[int, int] = {}
+    failed = []
+    asked = [Message(RecordDict(), node, "query") for node in nodes]
+    for reply in exchange(grid, asked, timeout=wait):
+        node = reply.metadata.src_node_id
+        if reply.has_error():
+            failed.append(f"node {node}: {reply.error.reason}")
+            continue
+        client = int(reply.content["metrics"]["client"])  # type: ignore[arg-type]
+        if client in node_of:
             raise RuntimeError(
-                f"expected nodes with partition-id 0..{num_clients - 1}, none is {missing[0]}"
+                f"two nodes, {node_of[client]} and {node}, have partition-id={client}; give every"
+                " node its own in --node-config"
             )
-        self._client_of = {node: client for client, node in self._node_of.items()}
+        node_of[client] = node
+    for client in range(num_clients):
+        if client not in node_of:
+            raise RuntimeError(
+                f"expected nodes with partition-id 0..{num_clients - 1} (num_clients), none is"
+                f" {client}; {'; '.join(failed) or f'there are {sorted(node_of)}'}"
+            )
+    return NodeRoster({client: node_of[client] for client in range(num_clients)})
 
-    def node(self, client_id: int) -> int:
-        """See :class:`fedsim.grid.Roster`."""
-        return self._node_of[client_id]
 
-    def client(self, node_id: int) -> int:
-        """See :class:`fedsim.grid.Roster`."""
-        return self._client_of[node_id]
-
-
-def _wait_for_nodes(grid: Grid, count: int) -> list[int]:
-    deadline = time.monotonic() + _WAIT_S
+def _wait_for_nodes(grid: Grid, count: int, wait: float) -> list[int]:
+    deadline = time.monotonic() + wait
     while len(nodes := list(grid.get_node_ids())) < count:
         if time.monotonic() > deadline:
-            raise RuntimeError(f"expected {count} nodes (num_clients), {len(nodes)} connected")
+            raise RuntimeError(
+                f"expected {count} nodes (num_clients), {len(nodes)} connected within {wait:g} s"
+            )
         time.sleep(0.1)
     return nodes
