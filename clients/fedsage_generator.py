@@ -30,10 +30,10 @@ class Generation:
     """
 
     neighbours: int = 5
-    widths: Sequence[int] = (128,)
-    hidden: float = 0.1
+    widths: Sequence[int] = (64,)
+    hidden: float = 0.3
     epochs: int = 20
-    sample: int = 32
+    sample: int = 16
     degree: float = 1.0
     features: float = 1.0
     exchange: float = 1.0
