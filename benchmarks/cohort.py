@@ -110,12 +110,14 @@ def setting(work: Workload) -> Setting:
     )
 
 
-def fedsim_rounds(common: Setting, work: Workload, cohort: CohortSize) -> Iterator[list[Tensor]]:
+def fedsim_rounds(
+    common: Setting, work: Workload, cohort: CohortSize, workers: int = 1
+) -> Iterator[list[Tensor]]:
     """Rounds of the engine, one at each ``next``."""
     optimizer = partial(torch.optim.SGD, lr=LR)
     client = SGD(common, training=LocalTraining(optimizer=optimizer, batch_size=work.batch))
     app = client_app_of(lambda _: client)
-    grid = LocalGrid(app, work.clients, raise_errors=True, cohort=cohort)
+    grid = LocalGrid(app, work.clients, raise_errors=True, cohort=cohort, workers=workers)
     share = work.cohort / work.clients
     strategy = FedAvg(share, 0.0, min_train_nodes=1, min_evaluate_nodes=0, min_available_nodes=1)
     loop = Loop(strategy=strategy, grid=grid, roster=grid.roster, clock=common.clock, seed=SEED)
