@@ -42,7 +42,7 @@ from flwr.superlink.grid import InMemoryGrid
 
 from fedsim.apps import BlockApp, client_app_of
 from fedsim.checks import ConfigError, Node
-from fedsim.roster import NodeRoster
+from fedsim.roster import NodeRoster, framed
 
 _RETRIES = 2  # of a message whose process died
 _STOP_S = 10.0  # for the runtime's threads to end
@@ -114,9 +114,7 @@ class Answering(ClientApp):
         try:
             return _app(self._config)(message, context)
         except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-            if self._trace:
-                reason += f"\n{traceback.format_exc()}"
+            reason = framed(error, f"\n{traceback.format_exc()}" if self._trace else "")
             return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
 
 

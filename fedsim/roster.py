@@ -11,7 +11,8 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 FIRST_NODE = SUPERLINK_NODE_ID + 1  # node ids below belong to Flower
-_RAISED = (ErrorCode.CLIENT_APP_RAISED_EXCEPTION, ErrorCode.LOAD_CLIENT_APP_EXCEPTION)
+_FRAME = "<class '{}'>:<'{}'>"  # that Flower puts around what an exception said
+_FRAMED = re.compile(r"<class '([\w.]+)'>:<'(.*)'>", re.DOTALL)
 _SHORTEST_WAIT_S, _LONGEST_WAIT_S = 0.02, 1.0  # between looks for replies
 
 
@@ -153,11 +154,14 @@ class OrderedGrid(Grid):
             limits.append(self._timeout(len(asked)))
         replies = exchange(self._grid, asked, timeout=min(limits, default=None), check=self._check)
         replies.sort(key=lambda reply: self._roster.client(reply.metadata.src_node_id))
-        for reply in replies if self._raise_errors else ():
-            if reply.has_error() and reply.error.code in _RAISED:
-                client = self._roster.client(reply.metadata.src_node_id)
-                kind = reply.metadata.message_type
-                raise ClientError(f"client {client} failed in {kind!r}: {reply.error.reason}")
+        for reply in replies:
+            if reply.has_error():
+                reason = plain(reply.error.reason)
+                if self._raise_errors and _is_raised(reply.error):
+                    client = self._roster.client(reply.metadata.src_node_id)
+                    kind = reply.metadata.message_type
+                    raise ClientError(f"client {client} failed in {kind!r}: {reason}")
+                reply.error = Error(reply.error.code, reason)
         return replies
 
 
@@ -203,19 +207,32 @@ def _attributed(reply: Message, asked: Message) -> Message:
     """The reply; errors of Flower's own in the name of the node that was asked."""
     if not reply.has_error():
         return reply
-    return _error(asked, reply.error.code, plain(reply.error.reason))
+    return _error(asked, reply.error.code, reply.error.reason or "unknown")
 
 
 def _error(asked: Message, code: int, reason: str) -> Message:
     return Message(Error(code, reason), reply_to=asked)
 
 
+def framed(error: Exception, more: str = "") -> str:
+    """What Flower's runtime makes of an exception, for replies that are written in its stead."""
+    return _FRAME.format(type(error).__name__, f"{error}{more}")
+
+
 def plain(reason: str | None) -> str:
-    """What a client's exception said, without the frame that Flower puts around it."""
-    found = re.fullmatch(r"<class '([\w.]+)'>:<'(.*)'>", reason or "", re.DOTALL)
+    """What a client's exception said, without the frame."""
+    found = _FRAMED.fullmatch(reason or "unknown")
     if found is None:
         return reason or "unknown"
     return f"{found.group(1).rsplit('.', 1)[-1]}: {found.group(2)}"
+
+
+def _is_raised(error: Error) -> bool:
+    """Whether an exception is behind it, and not the client's own decision to send an error."""
+    if error.code == ErrorCode.LOAD_CLIENT_APP_EXCEPTION:
+        return True
+    raised = error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+    return raised and _FRAMED.fullmatch(error.reason or "") is not None
 
 
 def ask_roster(grid: Grid, num_clients: int, *, wait: float) -> NodeRoster:
@@ -237,7 +254,7 @@ def ask_roster(grid: Grid, num_clients: int, *, wait: float) -> NodeRoster:
     for reply in exchange(grid, asked, timeout=wait):
         node = reply.metadata.src_node_id
         if reply.has_error():
-            failed.append(f"node {node}: {reply.error.reason}")
+            failed.append(f"node {node}: {plain(reply.error.reason)}")
             continue
         client = int(reply.content["metrics"]["client"])  # type: ignore[arg-type]
         if client in node_of:

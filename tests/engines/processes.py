@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-PATIENCE_S = 240  # on an idle machine nothing takes a tenth of it
+PATIENCE_S = 600  # on an idle machine nothing takes a twentieth of it
 BIN = Path(sys.executable).parent
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from tests.engines.certificates import write_authority, write_node_key
 from tests.engines.methods import digest_here, overrides_of
-from tests.engines.processes import BIN, Processes, free_ports, wait_until
+from tests.engines.processes import BIN, PATIENCE_S, Processes, free_ports, wait_until
 
 pytestmark = pytest.mark.engine
 ROOT = Path(__file__).resolve().parents[2]
@@ -139,6 +139,7 @@ def test_tls_and_authentication(processes, checkout):
         assert summary["digest"] == digest_here(method, NO_TESTS)
         assert summary["rejected_updates"] == 0
     for stranger in strangers:
-        assert stranger.wait(timeout=5) != 0, stranger.log.read_text()
+        assert stranger.wait(PATIENCE_S) != 0
+        assert "Failed to initialize the connection to the SuperLink" in stranger.log.read_text()
     with pytest.raises((urllib.error.URLError, OSError)):  # and nobody is served without TLS
         urllib.request.urlopen(f"http://{link.address}/health", timeout=5)

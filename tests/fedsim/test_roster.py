@@ -11,6 +11,7 @@ from fedsim.roster import (
     OrderedGrid,
     ask_roster,
     exchange,
+    framed,
     plain,
 )
 
@@ -21,8 +22,9 @@ def numbered(numbers):
 
     def answer(message, context):
         number = numbers[context.node_config["partition-id"]]
-        if number is None:
-            raise ValueError("out of order")
+        if number is None:  # as Flower's runtime reports it
+            error = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, framed(ValueError("out of order")))
+            return Message(error, reply_to=message)
         return Message(RecordDict({"metrics": MetricRecord({"client": number})}), reply_to=message)
 
     app.query()(answer)
@@ -87,6 +89,19 @@ def test_an_exception_stops_the_run_only_if_asked_to():
     assert [r.has_error() for r in replies] == [False, True]
     with pytest.raises(ClientError, match="client 1 failed in 'train': ValueError: out of order"):
         OrderedGrid(inner, roster, raise_errors=True).send_and_receive(messages(2))
+
+
+def test_an_error_that_a_client_sends_is_no_exception():
+    app = ClientApp()
+
+    @app.train()
+    def train(message, context):
+        error = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "on purpose")
+        return Message(error, reply_to=message)
+
+    grid = OrderedGrid(LocalGrid(app, 1), NodeRoster({0: FIRST_NODE}), raise_errors=True)
+    (reply,) = grid.send_and_receive(messages(1))
+    assert reply.error.reason == "on purpose"
 
 
 def test_waiting_ends_when_no_answer_can_come():
