@@ -10,9 +10,10 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from torch.nn import Parameter
 
 from fedsim.checks import ConfigError, Node
-from fedsim.client import Setting, initial_model
+from fedsim.client import Client, Setting, initial_model
 from fedsim.cut import GraphCut
 from fedsim.model import Model
 from fedsim.modes import in_mode
@@ -32,7 +33,7 @@ def make(node: Node, name: str) -> Any:
         return instantiate(node[name], _convert_="all")
     except InstantiationException as error:
         cause = error.__cause__ or error
-        if isinstance(cause, ValueError | TypeError | OSError | ImportError):
+        if isinstance(cause, ValueError | TypeError | OSError | ImportError | RuntimeError):
             raise ConfigError(f"{name}: {_first_cause(cause)}") from error
         raise
 
@@ -71,9 +72,11 @@ def build(node: Node) -> Simulation:
             faults=faults if faults.strikes_replies else None,
         )
         setting = with_running(setting, node["batch_statistics"])
+        made: Client = client(setting)
+        made.training.optimizer([Parameter(torch.zeros(1))])  # so that it refuses its options now
         return Simulation(
             setting=setting,
-            client=client(setting),
+            client=made,
             strategy=strategy,
             server_evaluation=node["server_evaluation"],
             loggers=loggers,

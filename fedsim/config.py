@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,34 @@ class Composed:
         OmegaConf.save(OmegaConf.create({"hydra": content}), folder / "hydra.yaml")
 
 
+def add_resolvers() -> None:
+    """Teach OmegaConf the functions that the configuration files use."""
+    OmegaConf.register_new_resolver("plain", plain, replace=True)
+
+
+def plain(name: Any) -> str:
+    """A name that may become a folder's: no way out of the folder above.
+
+    Raises:
+        ConfigError: If it is empty, has separators or leads upwards.
+    """
+    text = str(name)
+    if text in ("", ".", "..") or any(c in text for c in "/\\\0"):
+        raise ConfigError(f"name must be a plain name for a folder, got {text!r}")
+    return text
+
+
+def forget(run_dir: Path) -> None:
+    """Remove a run directory in which Hydra left its notes and no run began."""
+    if not run_dir.is_dir() or any(path.name != ".hydra" for path in run_dir.iterdir()):
+        return
+    shutil.rmtree(run_dir)
+    for folder in run_dir.parents:
+        if not folder.is_relative_to(Path.cwd()) or folder == Path.cwd() or any(folder.iterdir()):
+            return
+        folder.rmdir()
+
+
 def compose_run(overrides: list[str]) -> Composed:
     """The configuration with the given overrides, and what the command line would make of it."""
     whole = compose(overrides, with_hydra=True)
@@ -62,6 +91,7 @@ def compose(overrides: list[str], *, with_hydra: bool = False) -> DictConfig:
     from hydra import initialize_config_dir
     from hydra.errors import HydraException
 
+    add_resolvers()
     if GlobalHydra.instance().is_initialized():
         GlobalHydra.instance().clear()
     with initialize_config_dir(version_base=None, config_dir=str(CONF)):
@@ -112,6 +142,8 @@ def with_encoder(config: DictConfig) -> DictConfig:
 def explain(error: Exception, overrides: list[str]) -> str:
     """One paragraph on what is wrong in an override, with the nearest names that exist."""
     text = str(error).strip()
+    if "name must be a plain name" in text:
+        return re.search(r"name must be[^\n]*", text).group()  # type: ignore[union-attr]
     if found := re.search(r"Could not find '(.+)/([^/']+)'", text):
         return _wrong_choice(*found.groups())
     for override in overrides:

@@ -14,9 +14,10 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from fedsim.checks import CONF, ConfigError, Node, VoidRoundError
-from fedsim.config import explain, resolve
+from fedsim.config import add_resolvers, explain, forget, resolve
 from fedsim.interruption import Interruption, exit_code
 from fedsim.resumption import (
     RunStoppedError,
@@ -39,11 +40,14 @@ if TYPE_CHECKING:
     from fedsim.roster import Roster
     from fedsim.tables import Row
 
+UNUSABLE = (NotADirectoryError, PermissionError, IsADirectoryError, FileExistsError)
+
 
 def main() -> None:
     """Compose the configuration from the command line and run it."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach the lines below unprinted
     sys.path.append(str(Path.cwd()))  # so that `_target_` may name a module of the user's
+    add_resolvers()
     with Interruption():
         try:
             _run_or_resume()
@@ -51,6 +55,10 @@ def main() -> None:
             sys.exit(f"fedsim: {explain(error, sys.argv[1:])}")
         except (ConfigError, RunStoppedError, VoidRoundError) as error:
             sys.exit(f"fedsim: {error}")
+        except YAMLError as error:
+            sys.exit(f"fedsim: malformed YAML: {' '.join(str(error).split())}")
+        except UNUSABLE as error:
+            sys.exit(f"fedsim: {error.strerror}: {error.filename or 'the run directory'}")
         except OSError as error:
             if (cause := full_disk(error)) is None:
                 raise
@@ -106,6 +114,7 @@ def _run(config: DictConfig) -> float | None:
     try:
         simulate(resolve(config), run_dir, started=started)
     except (ConfigError, RunStoppedError, VoidRoundError) as error:
+        forget(run_dir)
         sys.exit(f"fedsim: {error}")
     return None
 
