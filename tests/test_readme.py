@@ -45,14 +45,3 @@ def test_the_examples_test_passes(folder):
         cwd=folder, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert "1 passed" in done.stdout, done.stdout
-
-
-@pytest.mark.parametrize("line", re.findall(r"^fedsim ([^#\n]*?) *(?:#.*)?$", README, re.M))
-def test_every_command_composes(line):
-    from fedsim.config import compose, resolve
-
-    words = [w for w in line.split() if not w.startswith("-")]
-    if "--config-dir" in line or "-m" in line.split():
-        words = [w for w in words if "," not in w and w != "conf" and "smooth" not in w]
-        words = [w for w in words if w != "strategy=even"]
-    resolve(compose(words))
