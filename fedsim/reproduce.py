@@ -1,8 +1,9 @@
 """The `fedsim-reproduce` command: a paper's claims as checks, with our numbers.
 
 ``fedsim-reproduce NAME`` imports ``fedsim.reproductions.NAME`` and prints what its function
-``checks(runner)`` yields. A run that was made before is read from its directory, so an interrupted
-reproduction goes on where it stopped.
+``checks(runner)`` yields. A run that was made before is read from its directory, and one that was
+interrupted goes on from its last checkpoint, so an interrupted reproduction goes on where it
+stopped.
 """
 
 import argparse
@@ -136,9 +137,17 @@ def show(name: str, checks: Iterator[Check]) -> int:
 
 
 def _simulate(node: Node, run_dir: Path) -> Summary:
+    """Make a run, or go on with it if it was interrupted."""
+    from fedsim.checkpoint_files import CheckpointError, manifests
     from fedsim.main import simulate
 
-    return simulate(node, run_dir, started=time.perf_counter())
+    started = time.perf_counter()
+    if manifests(run_dir):
+        try:
+            return simulate(node, run_dir, started=started, resume=True)
+        except CheckpointError as error:
+            print(f"  from the beginning: {error}", file=sys.stderr, flush=True)
+    return simulate(node, run_dir, started=started)
 
 
 if __name__ == "__main__":

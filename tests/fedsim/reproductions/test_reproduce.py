@@ -1,10 +1,13 @@
 import json
 import math
+import signal
 
 import pytest
 
 from fedsim import reproduce
+from fedsim.interruption import Interrupted
 from fedsim.reproduce import Check, Runner, known, mean, show
+from fedsim.state import RoundStore
 
 
 def runner(tmp_path, summaries, seeds=(0, 1)):
@@ -27,6 +30,36 @@ def test_a_finished_run_is_read_and_not_repeated(tmp_path):
     assert [node["seed"] for node in calls] == [1, 2]
     made.run("seed=2", "training.epochs=7")  # another configuration is another run
     assert len(calls) == 3
+
+
+def test_an_interrupted_run_goes_on_from_its_last_round(tmp_path, monkeypatch):
+    words = [
+        "dataset=toy", "dataset.train_examples=96", "scenario.num_experiences=2", "client=sgd",
+        "clock.rounds_per_experience=2", "training.epochs=1", "num_clients=3", "checkpoint.every=1",
+    ]  # fmt: skip
+    looks = []
+    genuine = RoundStore.get
+
+    def get(store, client_id):
+        looks.append(client_id)
+        if len(looks) == stop:
+            raise Interrupted(signal.SIGINT)
+        return genuine(store, client_id)
+
+    monkeypatch.setattr(RoundStore, "get", get)
+    made = [
+        Runner(folder=tmp_path / name, seeds=(0,), simulate=reproduce._simulate)
+        for name in ("whole", "parted")
+    ]
+    stop = 0
+    whole = made[0].run(*words)
+    every, looks[:] = len(looks), []
+    stop = every - 1
+    with pytest.raises(KeyboardInterrupt):
+        made[1].run(*words)
+    looks[:], stop = [], 0
+    assert made[1].run(*words)["digest"] == whole["digest"]
+    assert 0 < len(looks) < every / 2, "only the last round was made again"
 
 
 def test_every_seed_is_a_run_and_means_are_over_them(tmp_path):
