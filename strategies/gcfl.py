@@ -53,7 +53,7 @@ class GCFLState:
 class GCFL(Strategy[GCFLState]):
     """Averages inside clusters, which split in two where their members want different models.
 
-    With ``d_i`` the update of client ``i``, a cluster splits after ``warmup`` rounds if its mean
+    With ``d_i`` the update of client ``i``, a cluster splits in a round after ``warmup`` if its mean
     update is small, ``|mean d| < mean_below * max |d_i|``, while the largest is not,
     ``max |d_i| > largest_above``. The halves are the sides of the minimum cut of the graph of
     cosines between updates. Newcomers join the largest cluster.
@@ -63,7 +63,7 @@ class GCFL(Strategy[GCFLState]):
         evaluation_sampler: Draws the clients that evaluate.
         mean_below: Share of the largest norm that the mean's must stay below.
         largest_above: Norm that the largest update must exceed.
-        warmup: Rounds before the first split, and between two.
+        warmup: Rounds in which no cluster splits.
         smallest: Clients that a cluster must have to be split, at least 2.
         weighting: ``examples`` weighs clients by their training examples, ``clients`` equally.
 
@@ -86,8 +86,8 @@ class GCFL(Strategy[GCFLState]):
         evaluation_sampler: Sampler,
         mean_below: float = 0.5,
         largest_above: float = 0.0,
-        warmup: int = 10,
-        smallest: int = 4,
+        warmup: int = 20,
+        smallest: int = 3,
         weighting: Weighting = "clients",
     ) -> None:
         super().__init__(sampler=sampler, evaluation_sampler=evaluation_sampler)
@@ -115,7 +115,7 @@ class GCFL(Strategy[GCFLState]):
         arrived = {upload.client_id: upload for upload in uploads}
         clusters: list[Cluster] = []
         quiet = []
-        due = (self._warmup > 0 and tick.round % self._warmup == 0) or self._warmup == 0
+        due = tick.round > self._warmup
         for cluster in _with_newcomers(state, sorted(arrived)):
             present = [c for c in cluster.clients if c in arrived]
             if not present:

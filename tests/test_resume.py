@@ -45,7 +45,7 @@ STRATEGIES = {
     "dkvb_fitted": [*KEYS, "strategy.keys.rounds=2"],
     "dkvb_unlearning": [*KEYS, "strategy.keys.rounds=2", "strategy.unlearning.pairs=4"],
     "fedpub": [*GRAPH, "client=fedpub", "participation=0.67"],
-    "gcfl": [*GRAPH, "client=sgd", "num_clients=5", "strategy.warmup=1", "strategy.smallest=2"],
+    "gcfl": [*GRAPH, "client=sgd", "num_clients=5", "strategy.warmup=0", "strategy.smallest=2"],
     "fedgnn": [*GRAPH, "client=fedgnn"],
     "fedsage": [*GRAPH, "client=fedsage", "strategy.steps=1", "client.generation.epochs=2"],
 }

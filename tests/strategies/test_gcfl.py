@@ -30,7 +30,7 @@ def _base(strategy, state, client):
 
 
 def test_clients_that_pull_apart_are_averaged_apart():
-    strategy = GCFL(**SAMPLERS, warmup=1, smallest=2)
+    strategy = GCFL(**SAMPLERS, warmup=0, smallest=2)
     state = tense(strategy, strategy.init(PARAMS))
     assert sorted(c.clients for c in state.clusters) == [(0, 2), (1, 3)]
     assert _base(strategy, state, 0) == pytest.approx(LEFT)
@@ -41,10 +41,10 @@ def test_clients_that_pull_apart_are_averaged_apart():
 
 @pytest.mark.parametrize(
     "options",
-    [{"warmup": 2}, {"smallest": 5}, {"mean_below": 0.05}, {"largest_above": 1.5}],
+    [{"warmup": 1}, {"smallest": 5}, {"mean_below": 0.05}, {"largest_above": 1.5}],
 )
 def test_without_a_reason_to_split_it_is_the_mean(options):
-    strategy = GCFL(**SAMPLERS, **{"warmup": 1, "smallest": 2, **options})
+    strategy = GCFL(**SAMPLERS, **{"warmup": 0, "smallest": 2, **options})
     state = tense(strategy, strategy.init(PARAMS))
     assert [c.clients for c in state.clusters] == [(0, 1, 2, 3)]
     plain = Mean(**SAMPLERS, weighting="clients")
@@ -54,7 +54,7 @@ def test_without_a_reason_to_split_it_is_the_mean(options):
 
 
 def test_clusters_only_get_smaller_and_keep_their_models_while_absent():
-    strategy = GCFL(**SAMPLERS, warmup=1, smallest=2)
+    strategy = GCFL(**SAMPLERS, warmup=0, smallest=2)
     state = tense(strategy, strategy.init(PARAMS))
     kept = state.of(1).params
     state = strategy.aggregate(CLOCK.at(2), state, [upload(0, [5.0, 0.0]), upload(2, [5.0, 0.0])])
@@ -63,7 +63,7 @@ def test_clusters_only_get_smaller_and_keep_their_models_while_absent():
 
 
 def test_newcomers_join_the_largest_cluster():
-    strategy = GCFL(**SAMPLERS, warmup=1, smallest=2)
+    strategy = GCFL(**SAMPLERS, warmup=0, smallest=2)
     state = strategy.init(PARAMS)
     assert _base(strategy, state, 9) == [0.0, 0.0]
     state = strategy.aggregate(CLOCK.at(1), state, [upload(c, LEFT) for c in range(3)])
@@ -72,7 +72,7 @@ def test_newcomers_join_the_largest_cluster():
 
 
 def test_updates_that_agree_have_a_share_of_one():
-    strategy = GCFL(**SAMPLERS, warmup=1)
+    strategy = GCFL(**SAMPLERS, warmup=0)
     state = strategy.aggregate(
         CLOCK.at(1), strategy.init(PARAMS), [upload(c, LEFT) for c in (0, 1)]
     )
