@@ -53,8 +53,11 @@ def commands(page):
     for language, text in BLOCK.findall(page.read_text()):
         if language not in ("bash", "sh", "console", "shell"):
             continue
-        for line in text.replace("\\\n", " ").splitlines():
-            words = shlex.split(line.removeprefix("$ "), comments=True)
+        lines = text.replace("\\\n", " ").splitlines()
+        if prompts := [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]:
+            lines = prompts  # the others are what the commands print
+        for line in lines:
+            words = shlex.split(line, comments=True)
             while words and re.fullmatch(r"\w+=.*", words[0]):
                 words.pop(0)  # a variable of the environment
             if words and words[0] not in ("cd", "export"):
