@@ -1,4 +1,4 @@
-"""Clients that fail, named by ``_target_`` in the tests' overrides."""
+"""A client that fails, named by ``_target_`` in a test's overrides."""
 
 import os
 import signal
@@ -9,29 +9,26 @@ from clients.sgd import SGD
 
 
 class Failing(SGD):
-    """Client 1 raises, dies or hangs when it trains in round 2.
+    """Client 1 fails when it trains.
 
     Args:
-        way: ``raise``, ``die`` (every time), ``die_once`` or ``hang``.
-        mark: A file that a client leaves which has died once.
+        ways: What happens in each round: ``none``, ``raise``, ``hang``, or ``die`` once.
+        mark: A file that says that it has died.
     """
 
-    def __init__(self, setting, *, training, way, mark=""):
+    def __init__(self, setting, *, training, ways, mark=""):
         super().__init__(setting, training=training)
-        self.way = way
+        self.ways = ways
         self.mark = Path(mark)
 
     def train(self, down, state):
         """See ``Client``."""
-        if down.client_id == 1 and down.tick.round == 2:
-            self._fail()
-        return super().train(down, state)
-
-    def _fail(self):
-        if self.way == "raise":
+        way = self.ways[down.tick.round - 1] if down.client_id == 1 else "none"
+        if way == "raise":
             raise ValueError("the client is out of order")
-        if self.way == "hang":
+        if way == "hang":
             time.sleep(3600)
-        if self.way == "die" or (self.way == "die_once" and not self.mark.exists()):
-            self.mark.touch() if self.way == "die_once" else None
+        if way == "die" and not self.mark.exists():
+            self.mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        return super().train(down, state)

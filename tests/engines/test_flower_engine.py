@@ -13,7 +13,6 @@ from fedsim.engine import LocalEngine
 from fedsim.flower_engine import FlowerEngine
 from fedsim.main import simulate
 from fedsim.results import digest
-from fedsim.roster import ClientError
 from tests.engines.methods import METHODS, digest_here, overrides_of
 from tests.engines.processes import BIN, Processes, free_ports, wait_until
 
@@ -57,39 +56,26 @@ def test_digest(method, on_ray):
     assert on_ray(*overrides_of(method))["digest"] == digest_here(method)
 
 
-def failing(way, **options):
-    words = ["client=sgd", "client._target_=tests.engines.failing.Failing", f"+client.way={way}"]
-    return overrides_of("fedavg", *words, *(f"+client.{k}={v}" for k, v in options.items()))
+def failing(ways, mark):
+    """Four rounds."""
+    words = ["client=sgd", "client._target_=tests.engines.failing.Failing"]
+    options = [f"+client.ways=[{','.join(ways)}]", f"+client.mark={mark}"]
+    rounds = ["clock.rounds_per_experience=2", "engine.raise_errors=false"]
+    return overrides_of("fedavg", *words, *options, *rounds)
 
 
-def test_a_client_that_raises_stops_the_run_by_name(on_ray):
-    with pytest.raises(ClientError, match="client 1 failed in 'train': ValueError: the client is"):
-        on_ray(*failing("raise"))
-
-
-def test_failing_clients_are_left_out_by_name_and_a_process_that_dies_is_replaced(on_ray, tmp_path):
-    def rejections(way, *more):
-        summary = on_ray(*failing(way), "engine.raise_errors=false", *more, folder=way)
-        assert summary["rounds"] == 2
-        assert summary["rejected_updates"] == 1
-        (line,) = (tmp_path / way / "rejections.jsonl").read_text().splitlines()
-        rejected = json.loads(line)
-        assert (rejected["round"], rejected["client"]) == (2, 1)
-        return rejected["reason"], summary["digest"]
-
-    raised, digest = rejections("raise")
-    assert raised.startswith("ValueError: the client is out of order")
-    died, without = rejections("die")
-    assert "process died" in died
-    assert without == digest  # the same update is missing
-    hung, without = rejections("hang", "engine.timeout=20")
-    assert hung == "no answer within 20 s"
-    assert without == digest
-    once = on_ray(*failing("die_once", mark=tmp_path / "died"), folder="once")
-    assert (tmp_path / "died").exists()
-    healthy = overrides_of("fedavg", "client=sgd", "hydra.run.dir=.")
-    here = simulate(resolve(compose(healthy)), tmp_path / "here", started=0.0)
-    assert once["digest"] == here["digest"]
+def test_failing_clients_are_left_out_and_a_process_that_dies_is_replaced(on_ray, tmp_path):
+    mark = tmp_path / "died"
+    there = on_ray(*failing(["none", "raise", "hang", "die"], mark), "engine.timeout=30")
+    assert mark.exists()
+    lines = (tmp_path / "there" / "rejections.jsonl").read_text().splitlines()
+    rejected = [json.loads(line) for line in lines]
+    assert [(row["round"], row["client"]) for row in rejected] == [(2, 1), (3, 1)]
+    assert rejected[0]["reason"] == "ValueError: the client is out of order"
+    assert rejected[1]["reason"] == "no answer within 30 s"
+    words = [*failing(["none", "raise", "raise", "none"], mark), "hydra.run.dir=."]
+    here = simulate(resolve(compose(words)), tmp_path / "here", started=0.0)
+    assert there["digest"] == here["digest"]  # the same two updates are missing, and no other
 
 
 def test_flowers_own_loop_comes_to_the_same_model_on_both_engines(cluster, tmp_path):

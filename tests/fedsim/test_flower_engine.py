@@ -1,9 +1,12 @@
+import json
 import subprocess
 import sys
 
 import pytest
 import torch
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.supercore.task_identity import TaskIdentity
 
 from fedsim import flower_engine
 from fedsim.build import make
@@ -11,6 +14,7 @@ from fedsim.checks import ConfigError
 from fedsim.config import compose, resolve
 from fedsim.flower_engine import FlowerEngine, SuperLinkEngine
 from fedsim.grid import LocalGrid
+from fedsim.roster import plain
 
 
 @pytest.mark.parametrize(
@@ -78,3 +82,19 @@ def test_options_of_an_app():
             resolve(compose(["engine=superlink", "engine.timeout=-1"])),
             grid=LocalGrid(ClientApp(), 1),
         )
+
+
+@pytest.mark.parametrize("trace", [False, True])
+def test_an_exception_in_a_process_of_rays_becomes_a_reply_that_names_it(trace):
+    pytest.importorskip("ray")
+    from fedsim.ray_runtime import Answering
+
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+    message = Message(RecordDict(), 7, "train")  # says no round
+    words = ["engine=flower", "dataset=toy", "dataset.train_examples=40", "num_clients=2"]
+    config = json.dumps(resolve(compose(words)))
+    context = Context(1, 7, {"partition-id": 0}, RecordDict(), {})
+    reply = Answering(config, trace=trace)(message, context)
+    reason = plain(reply.error.reason)
+    assert reason.startswith("ValueError: the message needs an integer 'server-round'")
+    assert ("Traceback" in reason) == trace
