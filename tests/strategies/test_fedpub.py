@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -56,6 +57,15 @@ def test_weights_are_a_mean_with_the_own_model_first():
     weights = state.weights
     assert weights.sum(dim=1).tolist() == pytest.approx([1.0] * 6)
     assert torch.equal(weights.argmax(dim=1), torch.arange(6))
+
+
+def test_weights_depend_on_the_embeddings_alone():
+    _, state = aggregated([upload(0, [0.0, 1.0], E1), upload(1, [4.0, 1.0], BOTH)])
+    others = [upload(0, [9.0, -5.0], E1), upload(1, [0.0, 2.0], BOTH)]
+    _, same = aggregated([replace(u, num_examples=100 + 7 * u.client_id) for u in others])
+    assert torch.equal(state.weights, same.weights)
+    _, turned = aggregated([upload(0, [0.0, 1.0], E1), upload(1, [4.0, 1.0], E2)])
+    assert not torch.equal(state.weights, turned.weights)
 
 
 def test_scale_zero_is_the_plain_mean_whatever_the_embeddings():
