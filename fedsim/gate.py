@@ -67,7 +67,7 @@ class Gate:
     """
 
     policy: Policy = "reject"
-    max_norm: float | None = None
+    max_norm: float | None = 1e6
     max_bytes: int = 1_000_000_000
     max_examples: float = 1e9
     min_results: int = 1

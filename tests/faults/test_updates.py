@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -304,3 +305,12 @@ def test_fewer_than_the_minimum():
 def test_the_first_bad_update_aborts():
     with pytest.raises(VoidRoundError, match=r"round 1, client 1: .*NaN.*gate.policy=abort"):
         run(faults=struck(nan=[OFFENDER]), gate=Gate(policy="abort"))
+
+
+@case(SURVIVED)
+def test_faults_strike_clients_of_a_block_one_by_one():
+    kinds = {"fail": [0], "nan": [1], "empty": [2]}
+    logs, _ = run(faults=struck(**kinds), grid=partial(LocalGrid, cohort=4))
+    expected = [("error", 0), ("not_finite", 1), ("records", 2)]
+    assert rejections(logs) == expected * 3
+    assert [log.cohort for log in logs[1:]] == [[3]] * 3
