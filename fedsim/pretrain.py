@@ -1,6 +1,7 @@
 """Train an encoder on fractal images, once per configuration: the command ``fedsim-pretrain``.
 
     fedsim-pretrain                                   the encoder of encoder=fractal
+    fedsim-pretrain encoder=fractal_grey              for grey pictures
     fedsim-pretrain encoder.training.epochs=20 encoder.data.num_classes=200
     fedsim-pretrain engine.device=cuda                images drawn and network trained on a GPU
     fedsim-pretrain --help
@@ -20,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fedsim.backbones.adapter import Adapter
+from fedsim.backbones.adapter import Adapter, Tapped
 from fedsim.backbones.encoders import described
 from fedsim.data import Batch
 from fedsim.features import FrozenEncoder, cache_folder, progress_bar
@@ -41,6 +42,7 @@ def fractal_encoder(
     data: Callable[..., Fractals],
     training: LocalTraining,
     seed: int,
+    layer: str | None = None,
     device: str = "cpu",
 ) -> FrozenEncoder:
     """The backbone trained on fractal images, as an encoder for images of any size.
@@ -52,10 +54,12 @@ def fractal_encoder(
         data: Builds the fractals, given ``split`` and ``seed``.
         training: Optimiser, epochs, batch size.
         seed: Of weights and images.
+        layer: Part of the backbone that gives the features, or None for the backbone's own.
         device: Where it is trained, if it must be; not part of its name.
 
     Raises:
-        ValueError: If colour images meet an encoder of grey fractals, or there is no such device.
+        ValueError: If colour images meet an encoder of grey fractals, or there is no such layer or
+            device.
     """
     train = data(split="train", seed=seed, device=device)
     path = weights_path(backbone, data, training, seed)
@@ -69,15 +73,16 @@ def fractal_encoder(
         print(f"trained {path.name}: {shown}", file=sys.stderr)
         _save(model.backbone, path)
     model.backbone.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    net, side = model.backbone.cpu(), train.rendering.image_size
     adapter = Adapter(
-        net=model.backbone.cpu(),
+        net=Tapped(net, layer, input_shape=(train.channels, side, side)) if layer else net,
         label="the fractal encoder",
         input_shape=input_shape,
         net_channels=train.channels,
-        resize=train.rendering.image_size,
+        resize=side,
         frozen=True,
     )
-    return FrozenEncoder(adapter, label=f"fractal resize={train.rendering.image_size}")
+    return FrozenEncoder(adapter, label=f"fractal resize={side}{f' {layer}' if layer else ''}")
 
 
 def weights_path(
@@ -120,6 +125,8 @@ def pretrain(model: Model, data: Fractals, training: LocalTraining, seed: int) -
     loss = nn.functional.cross_entropy if data.mode == "multiclass" else balanced_bce
     begun = time.perf_counter()
     model.train()
+    # convolutions are up to twice as fast in this format
+    model.to(memory_format=torch.channels_last)
     with progress_bar("training on fractals", total) as advance:
 
         def batches() -> Iterator[Batch]:
@@ -130,7 +137,8 @@ def pretrain(model: Model, data: Fractals, training: LocalTraining, seed: int) -
                     part = order[i : i + size]
                     for group, rate in zip(optimizer.param_groups, start, strict=True):
                         group["lr"] = rate * cosine(done / total, LAST_RATE)
-                    yield Batch(*data.batch(part, epoch))
+                    images, targets = data.batch(part, epoch)
+                    yield Batch(images.contiguous(memory_format=torch.channels_last), targets)
                     done += len(part)
                     advance(len(part))
 
@@ -186,7 +194,10 @@ def main(arguments: list[str] | None = None) -> None:
         return
     torch.set_num_threads(max(1, os.cpu_count() or 1))
     try:
-        node = resolve(compose(["encoder=fractal", *overrides]))
+        chosen = any(word.startswith("encoder=") for word in overrides)
+        node = resolve(compose([*([] if chosen else ["encoder=fractal"]), *overrides]))
+        if node["encoder"].get("_target_") != "fedsim.pretrain.fractal_encoder":
+            raise ConfigError("only encoders that are trained on fractals are trained here")
         parts = make(node, "encoder").keywords
         check_device(parts["device"])
     except (ConfigError, ValueError) as error:

@@ -83,6 +83,43 @@ class Adapter(nn.Module):
         return features
 
 
+class Tapped(nn.Module):
+    """A network whose features are what one of its parts gives, flattened.
+
+    The last layers of a network know most about the classes it was trained on, earlier ones carry
+    over better to others.
+
+    Args:
+        net: Any backbone.
+        layer: Name of the part, as in ``net.named_modules()``, e.g. ``blocks.2``.
+        input_shape: ``(C, H, W)`` of what the network takes.
+
+    Raises:
+        ValueError: If the network has no such part.
+    """
+
+    def __init__(self, net: nn.Module, layer: str, *, input_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        names = [name for name, _ in net.named_modules() if name]
+        check_name(layer, names, label="layer", listing="the network's named_modules()")
+        self.net = net
+        self._found: Tensor | None = None
+        net.get_submodule(layer).register_forward_hook(self._keep)
+        self.num_features = count_features(self, tuple(input_shape), label=f"layer {layer}")
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Features ``[n, d]``."""
+        self.net(inputs)
+        if self._found is None:
+            raise RuntimeError("the network does not use the layer that its features come from")
+        found, self._found = self._found, None
+        return found.flatten(1)
+
+    def _keep(self, part: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        del part, inputs
+        self._found = output
+
+
 def check_name(name: str, known: Iterable[str], *, label: str, listing: str) -> None:
     """Refuses an unknown name.
 

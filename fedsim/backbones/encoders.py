@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedsim.backbones.adapter import Adapter, collection
+from fedsim.backbones.adapter import Adapter, Tapped, collection
 from fedsim.backbones.vision import Flatten
 from fedsim.features import FrozenEncoder
 from fedsim.seeding import derive
@@ -30,7 +30,12 @@ def identity(*, input_shape: tuple[int, ...]) -> FrozenEncoder:
 
 
 def random(
-    *, input_shape: tuple[int, ...], backbone: Callable[..., nn.Module], seed: int
+    *,
+    input_shape: tuple[int, ...],
+    backbone: Callable[..., nn.Module],
+    seed: int,
+    resize: int | None = None,
+    layer: str | None = None,
 ) -> FrozenEncoder:
     """A backbone with the weights it was drawn with: what a trained encoder must beat.
 
@@ -38,10 +43,27 @@ def random(
         input_shape: ``(C, H, W)``.
         backbone: Builds the network.
         seed: Draws the weights.
+        resize: Side in pixels that images are resized to, or None to keep them.
+        layer: Part of the backbone that gives the features, or None for the backbone's own.
     """
+    label = f"random {described(backbone)}"
+    side = (resize, resize) if resize is not None else input_shape[1:]
+    shape = (input_shape[0], *side)
     with seeded(derive(seed, "random encoder")):
-        net = backbone(input_shape=input_shape)
-    return FrozenEncoder(net, label=f"random {described(backbone)}")
+        net = backbone(input_shape=shape)
+    if layer is not None:
+        net, label = Tapped(net, layer, input_shape=shape), f"{label} {layer}"
+    if resize is not None:
+        net = Adapter(
+            net=net,
+            label="the random encoder",
+            input_shape=input_shape,
+            net_channels=input_shape[0],
+            resize=resize,
+            frozen=True,
+        )
+        label = f"{label} resize={resize}"
+    return FrozenEncoder(net, label=label)
 
 
 def pretrained(

@@ -183,6 +183,9 @@ def blur(images: Tensor, u: Tensor) -> Tensor:
 def place(pictures: Tensor, u: Tensor) -> Tensor:
     """Pictures shrunk to 0.15 to 0.6 of the side and put anywhere, cut by half at most.
 
+    A pixel of the shrunk picture is as bright as the brightest that it covers: a fractal is mostly
+    thin lines, of which every second pixel alone would be dust.
+
     Args:
         pictures: ``[b, s, s]``.
         u: ``[b, 3]``: size, and place of the centre.
@@ -191,6 +194,7 @@ def place(pictures: Tensor, u: Tensor) -> Tensor:
         ``[b, s, s]``, zero outside the shrunk picture.
     """
     size = between(u[:, 0], 0.15, 0.6)
+    pictures = _covered(pictures, size)
     centre = 2 * u[:, 1:] - 1
     zero = torch.zeros_like(size)
     theta = torch.stack(
@@ -203,4 +207,24 @@ def place(pictures: Tensor, u: Tensor) -> Tensor:
     images = pictures[:, None]
     shape = list(images.shape)
     grid = functional.affine_grid(theta, shape, align_corners=False)
-    return functional.grid_sample(images, grid, mode="nearest", align_corners=False)[:, 0]
+    # the powers of two are pooled away: a pixel now covers less than two by two
+    quarter = 0.5 / (pictures.shape[-1] * size)[:, None, None]
+    found = torch.zeros_like(images)
+    for down in (-1, 1):
+        for right in (-1, 1):
+            shift = torch.stack([right * quarter, down * quarter], dim=-1)
+            part = functional.grid_sample(images, grid + shift, "nearest", align_corners=False)
+            found = torch.maximum(found, part)
+    return found[:, 0]
+
+
+def _covered(pictures: Tensor, size: Tensor) -> Tensor:
+    """Each picture pooled by the largest power of two that shrinking to ``size`` allows."""
+    side = pictures.shape[-1]
+    shrunk = pictures
+    for factor in (2, 4):
+        pooled = functional.max_pool2d(pictures[:, None], factor, ceil_mode=True)
+        grown = pooled.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+        small = (size * factor <= 1)[:, None, None]
+        shrunk = torch.where(small, grown[:, 0, :side, :side], shrunk)
+    return shrunk

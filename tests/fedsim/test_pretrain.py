@@ -51,6 +51,21 @@ def test_every_value_is_part_of_the_name():
     assert len(paths) == 16
 
 
+def test_features_may_come_from_an_earlier_layer(monkeypatch, tmp_path):
+    monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path))
+    last, third = encoder(), encoder(layer="blocks.2")
+    images = torch.rand(2, 1, 8, 8)
+    assert third(images).shape == (2, 8 * 2 * 2)
+    net = last.net.net  # the same weights
+    grown = torch.nn.functional.interpolate(images, (16, 16), mode="bilinear", antialias=True)
+    maps = net.blocks[:3](grown.repeat(1, 3, 1, 1))
+    assert torch.allclose(third(images), maps.flatten(1), atol=1e-6)
+    assert torch.allclose(last(images), net.blocks[3](maps).flatten(1), atol=1e-6)
+    assert len({last.digest(), third.digest()}) == 2
+    with pytest.raises(ValueError, match=r"did you mean blocks\.\d"):
+        encoder(layer="block.2")
+
+
 def test_training_is_reproducible_and_moves_the_weights(monkeypatch, tmp_path):
     digests = []
     for run, seed in (("a", 0), ("b", 0), ("c", 1)):
@@ -90,8 +105,15 @@ def test_the_command_trains_reports_and_keeps(monkeypatch, tmp_path, capsys):
     main(small)
     first = capsys.readouterr().out
     assert "images per s" in first
-    assert "mean average precision" in first
+    assert "accuracy" in first
     main(small)
     assert capsys.readouterr().out.startswith("already trained")
     with pytest.raises(SystemExit, match="zzz"):
         main(["encoder.zzz=1"])
+    with pytest.raises(SystemExit, match="trained on fractals"):
+        main(["encoder=identity"])
+    if not torch.cuda.is_available():
+        with pytest.raises(SystemExit, match="no CUDA device"):
+            main([*small, "engine.device=cuda"])
+    main([*small, "encoder=fractal_grey", "encoder.data.mode=multi_instance"])
+    assert "mean average precision" in capsys.readouterr().out

@@ -115,3 +115,25 @@ def test_placed_pictures_have_the_drawn_size_and_place():
     assert float(half.sum()) == 256
     cut = place(picture, tensor([[7 / 9, 0.0, 0.5]]))[0]  # half of it beyond the left edge
     assert float(cut.sum()) == 128
+
+
+def test_a_thin_line_stays_whole_however_much_it_is_shrunk():
+    picture = torch.zeros(1, 32, 32)
+    picture[0, 13] = 0.7  # one pixel thin, from side to side
+    for size in torch.linspace(0.0, 0.999, 9):
+        shrunk = place(picture, torch.tensor([[float(size), 0.5, 0.5]]))[0]
+        side = 32 * (0.15 + 0.45 * float(size))
+        columns = (shrunk > 0).any(dim=0)
+        assert abs(int(columns.sum()) - side) < 2  # pixels that it covers in part are lit
+        assert float(shrunk.max()) == pytest.approx(0.7)
+        lit = columns.nonzero().flatten()
+        assert int(lit[-1] - lit[0]) == len(lit) - 1  # without a gap
+
+
+def test_a_single_point_is_never_lost():
+    picture = torch.zeros(64, 32, 32)
+    for i in range(64):
+        picture[i, (7 * i) % 32, (11 * i) % 32] = 1.0
+    u = torch.rand(64, 3, generator=torch.Generator().manual_seed(0))
+    u[:, 1:] = 0.5
+    assert bool((place(picture, u).amax(dim=(1, 2)) == 1.0).all())
