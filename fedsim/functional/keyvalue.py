@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-BLOCK = 1 << 20  # distances held in memory at a time
+BLOCK = 1 << 20  # distances held in memory at a time, so that they stay in a CPU's cache
+GPU_BLOCK = 1 << 26  # on accelerators, which small pieces keep waiting
 PIECE = 64  # distances of which the minimum is taken first
 
 
@@ -92,8 +93,9 @@ def nearest_pairs(heads: Tensor, keys: Tensor, k: int = 1, allowed: Tensor | Non
     table = torch.cat([keys, lengths], dim=2).transpose(1, 2)
     query = torch.cat([-2.0 * heads, torch.ones_like(heads[..., :1])], dim=2)
     found = torch.empty(codebooks, n, k, dtype=torch.int64, device=heads.device)
-    rows = max(min(n, BLOCK // pairs), 1)
-    group = max(BLOCK // (pairs * rows), 1)
+    block = BLOCK if heads.device.type == "cpu" else GPU_BLOCK
+    rows = max(min(n, block // pairs), 1)
+    group = max(block // (pairs * rows), 1)
     # one buffer for all blocks: fresh memory for every block would cost more than the product
     buffer = heads.new_empty(min(group, codebooks) * rows * pairs)
     for b in range(0, codebooks, group):
