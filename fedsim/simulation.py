@@ -127,7 +127,7 @@ class Simulation:
                 now = time.perf_counter()
                 results.record(log, now - mark)
                 self._notify(log, now - mark, watchers)
-                if checkpoints is not None and not getattr(log, "is_void", False):
+                if checkpoints is not None and not log.is_void:
                     checkpoints.note(log.tick.round, final, results, now - begun)
                 mark = time.perf_counter()
         wall_s = mark - begun

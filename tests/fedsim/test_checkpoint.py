@@ -508,3 +508,14 @@ def test_an_edited_configuration_is_refused(tmp_path):
     path.write_text(path.read_text().replace("seed: 0", "seed: 1"))
     with pytest.raises(CheckpointError, match=r"another configuration \(.*seed differ\)"):
         go_on(folder, [])
+
+
+def test_a_round_that_may_not_be_used_is_not_gone_on_from(tmp_path):
+    from fedsim.checks import VoidRoundError
+
+    node = node_of(*TOY, "client=sgd", "checkpoint.every=1", "faults.fail=1.0")
+    with pytest.raises(VoidRoundError) as caught:
+        simulate(node, tmp_path, started=0.0)
+    assert "nothing to go on from" in caught.value.__notes__[-1]
+    assert (tmp_path / "rounds.jsonl").read_text().count("\n") == 1, "it is on record"
+    assert not manifests(tmp_path)

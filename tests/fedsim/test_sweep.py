@@ -151,3 +151,86 @@ def test_an_objective_that_does_not_exist_is_named():
     assert _objective({"test_accuracy": 0.5}, "test_accuracy") == 0.5
     with pytest.raises(ConfigError, match="objective=x"):
         _objective({"test_accuracy": 0.5}, "x")
+
+
+def checkpointed(tmp_path):
+    """A job's folder with something like a checkpoint in it."""
+    folder = tmp_path / "a" / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / "round-000003.json").write_text("{}")
+    return tmp_path / "a"
+
+
+def test_an_interrupted_job_goes_on_and_a_failed_one_begins_anew(tmp_path):
+    asked = []
+
+    def simulate(node, resume):
+        asked.append(resume)
+        return {"test_accuracy": 0.5}
+
+    folder = checkpointed(tmp_path)
+    job(tmp_path).run(lambda: {"x": 1}, simulate)
+    (folder / "error.txt").write_text("it failed")
+    job(tmp_path).run(lambda: {"x": 1}, simulate)
+    assert asked == [True, False]
+    events = [entry["event"] for entry in read(tmp_path)]
+    assert events == ["resumed", "finished", "started", "finished"]
+
+
+def test_a_job_whose_checkpoint_is_of_no_use_begins_anew(tmp_path, capsys):
+    from fedsim.checkpoint_files import CheckpointError
+
+    def simulate(node, resume):
+        if resume:
+            raise CheckpointError("it is damaged")
+        return {"test_accuracy": 0.5}
+
+    checkpointed(tmp_path)
+    assert job(tmp_path).run(lambda: {"x": 1}, simulate) == {"test_accuracy": 0.5}
+    assert "begins anew: it is damaged" in capsys.readouterr().err
+
+
+def test_a_full_disk_stops_the_sweep_and_is_no_failure(tmp_path):
+    from fedsim.resumption import RunStoppedError
+
+    def simulate(node, resume):
+        raise RunStoppedError("no room left on the disk")
+
+    with pytest.raises(RunStoppedError):
+        job(tmp_path).run(lambda: {"x": 1}, simulate)
+    assert [entry["event"] for entry in read(tmp_path)] == ["started", "interrupted"]
+    assert not (tmp_path / "a" / "error.txt").exists()
+
+
+def test_a_sweep_that_is_killed_in_a_job_goes_on_inside_it(tmp_path):
+    """Each process is a copy of this one, which has everything imported."""
+    from fedsim.checkpoint_files import manifests
+    from tests.faults.test_kill import forked
+
+    words = [*TOY, "checkpoint.every=1", "clock.rounds_per_experience=5", "client=sgd,ewc"]
+
+    def call(folder):
+        def work():
+            from fedsim.main import main
+
+            sys.argv = ["fedsim", "-m", *words, f"hydra.sweep.dir={folder}"]
+            main()
+
+        return forked(work)
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert os.waitpid(call(whole), 0)[1] == 0
+    pid = call(killed)
+    second = "*client=ewc*/checkpoints/round-000003.json"
+    deadline = time.monotonic() + 120
+    while not list(killed.glob(second)) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    (interrupted,) = {path.parents[1] for path in killed.glob("*/checkpoints/round-*.json")}
+    assert manifests(interrupted)
+    assert os.waitpid(call(killed), 0)[1] == 0
+    assert table(killed) == table(whole)
+    events = Counter((entry["event"], entry["job"]) for entry in read(killed) if "job" in entry)
+    done = Counter(event for event, _ in events.elements())
+    assert done == {"started": 2, "finished": 2, "skipped": 1, "resumed": 1}
