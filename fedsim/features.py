@@ -21,6 +21,11 @@ from torch import Tensor, nn
 
 from fedsim.data import Dataset, Examples, Indices, TensorExamples
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 ENCODE_BATCH = 32  # fastest on a CPU, where larger batches fall out of its cache
 SAVE_EVERY = 64  # batches after which an interrupted encoding can be resumed
 
@@ -125,7 +130,8 @@ def cached_features(
 ) -> Tensor:
     """Features of all examples, ``[N, d]``, memory-mapped; an interrupted encoding is resumed.
 
-    Where the folder cannot be written the features stay in memory.
+    Of several processes that ask at once, one encodes and the others wait for its file. Where the
+    folder cannot be written the features stay in memory.
 
     Args:
         encoder: Encodes what is not on disk.
@@ -140,7 +146,9 @@ def cached_features(
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError:
             return _encode_into(encoder.to(device), plain, None, title, device)
-        _encode_into(encoder.to(device), plain, path, title, device)
+        with _alone(path):
+            if not path.exists():  # another process may have made it meanwhile
+                _encode_into(encoder.to(device), plain, path, title, device)
     return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
 
 
@@ -155,6 +163,17 @@ def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Callable[[in
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(title, total=total, completed=done)
         yield lambda count: bar.advance(task, count)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold the lock of a file that is to be made, where the system has locks."""
+    if fcntl is None:
+        yield
+        return
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _encode_into(

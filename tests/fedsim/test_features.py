@@ -1,4 +1,6 @@
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -112,6 +114,31 @@ def test_lazily_read_examples_are_refused():
     source = Dataset(name="lazy", train=Lazy(), test=Lazy(), num_classes=1)
     with pytest.raises(TypeError, match="encoder=none"):
         encoded(dataset=source, encoder=encoder(Counted()))
+
+
+def test_of_several_that_ask_at_once_one_encodes(tmp_path):
+    examples = TensorExamples(inputs=torch.rand(200, 3, 4, 4), targets=torch.zeros(200))
+    nets = [Counted() for _ in range(3)]
+    barrier = threading.Barrier(3)
+
+    def ask(net):
+        encoder = FrozenEncoder(net, label="counted")
+        barrier.wait()
+        return cached_features(encoder, examples, tmp_path / "features.npy", "images")
+
+    with ThreadPoolExecutor(3) as pool:
+        features = list(pool.map(ask, nets))
+    assert sum(net.seen for net in nets) == 200
+    assert all(torch.equal(f, features[0]) for f in features)
+
+
+def test_a_random_encoder_may_resize_and_end_early():
+    part = random(input_shape=(1, 8, 8), backbone=Conv4, seed=1, resize=32, layer="blocks.2")
+    whole = random(input_shape=(1, 8, 8), backbone=Conv4, seed=1, resize=32)
+    images = torch.rand(2, 1, 8, 8)
+    assert part(images).shape == (2, 64 * 4 * 4)
+    assert whole(images).shape == (2, 64 * 2 * 2)
+    assert part.digest() != whole.digest()
 
 
 def test_identity_flattens_and_random_depends_on_its_seed_alone():
