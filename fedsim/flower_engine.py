@@ -80,8 +80,10 @@ class FlowerEngine:
 
     def _patience(self, backend: "Backend") -> Callable[[int], float]:
         """Seconds that so many messages take at most, if none is lost on the way."""
+        from fedsim.ray_runtime import START_S  # imports Ray
+
         limit = self.timeout or 0.0
-        return lambda count: limit * (1 + math.ceil(count / max(backend.num_workers, 1)))
+        return lambda count: START_S + limit * (1 + math.ceil(count / max(backend.num_workers, 1)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

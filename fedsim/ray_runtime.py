@@ -7,13 +7,15 @@ client that hangs is ended, and its message answered by an error.
 
 import json
 import os
+import signal
 import sys
 import threading
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
+from typing import Any
 
 import ray
 from flwr.app import Context, Error, Message
@@ -45,6 +47,7 @@ from fedsim.checks import ConfigError, Node
 from fedsim.roster import NodeRoster, framed
 
 _RETRIES = 2  # of a message whose process died
+START_S = 1800.0  # for a process to import what it needs and load the data
 _STOP_S = 10.0  # for the runtime's threads to end
 
 
@@ -64,8 +67,8 @@ def connect(address: str | None, *, num_cpus: float, num_gpus: float) -> None:
     path = os.pathsep.join([*sys.path, os.environ.get("PYTHONPATH", "")])
     local = {} if address else {"include_dashboard": False}
     try:
-        with warnings.catch_warnings():  # of what Ray will change in its next version
-            warnings.simplefilter("ignore", FutureWarning)
+        with warnings.catch_warnings(), _own_signals():
+            warnings.simplefilter("ignore", FutureWarning)  # what Ray will change some day
             ray.init(
                 address=address,
                 logging_level="ERROR",
@@ -87,6 +90,17 @@ def connect(address: str | None, *, num_cpus: float, num_gpus: float) -> None:
         ) from error
 
 
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep the handling of signals: Ray would end the process without a word."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = [signal.getsignal(number) for number in numbers]
+    yield
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in zip(numbers, handlers, strict=True):
+            signal.signal(number, handler)
+
+
 @lru_cache(maxsize=1)
 def _app(config: str) -> BlockApp:
     """The client app of a configuration, built once a process."""
@@ -106,16 +120,27 @@ class Answering(ClientApp):
 
     def __init__(self, config: str, *, trace: bool) -> None:
         super().__init__()
-        self._config = config
+        self.config = config
         self._trace = trace
 
     def __call__(self, message: Message, context: Context) -> Message:
         """Answer a message."""
         try:
-            return _app(self._config)(message, context)
+            return _app(self.config)(message, context)
         except Exception as error:
             reason = framed(error, f"\n{traceback.format_exc()}" if self._trace else "")
             return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+
+
+class Starting(Answering):
+    """Builds the client app, so that a client's time is not spent on it."""
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """Answer with the message itself; what is wrong will show when it is answered."""
+        del context
+        with suppress(Exception):
+            _app(self.config)
+        return message
 
 
 class Backend(RayBackend):
@@ -133,6 +158,7 @@ class Backend(RayBackend):
             {"client_resources": {"num_cpus": num_cpus, "num_gpus": num_gpus, **restart}}
         )
         self._timeout = timeout
+        self._started: set[Any] = set()  # processes that have built the client app
         self._ended = False  # Ray would start anew for a message that comes later
 
     def process_message(self, message: Message, context: Context) -> tuple[Message, Context]:
@@ -140,8 +166,17 @@ class Backend(RayBackend):
         if self.pool is None or self.app_fn is None or self._ended:
             raise RuntimeError("process_message() comes between build() and terminate()")
         job = (self.app_fn, message, str(context.node_config[PARTITION_ID_KEY]), context)
-        future = self.pool.submit(lambda actor, *args: actor.run.remote(*args), job)
+        starts: list[Any] = []
+
+        def send(actor: Any, app_fn: Any, *rest: Any) -> Any:
+            if actor not in self._started:
+                self._started.add(actor)
+                starts.append(actor.run.remote(partial(_starting, app_fn()), *rest))
+            return actor.run.remote(app_fn, *rest)
+
+        future = self.pool.submit(send, job)
         try:
+            ray.get(starts, timeout=START_S)
             _, reply, updated = ray.get(future, timeout=self._timeout)
             self.pool.add_actor_back_to_pool(future)
             return reply, updated
@@ -231,6 +266,10 @@ class Health:
 
 def _same(app: Answering) -> Answering:
     return app
+
+
+def _starting(app: Answering) -> Starting:
+    return Starting(app.config, trace=False)
 
 
 def _register_run(factory: LinkStateFactory) -> Run:
