@@ -163,7 +163,7 @@ METHODS = {
         SURVIVED,
         [*TOY, "client=prototypes", "strategy=prototypes", "optimizer=sgd"],
     ),
-    "DKVB": (SURVIVED, ["experiment=dkvb_toy", "num_clients=4", *SMALL]),
+    "DKVB": (SURVIVED, ["experiment=dkvb_toy", "num_clients=4", "training.epochs=2", *SMALL]),
 }
 
 

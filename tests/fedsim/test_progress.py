@@ -3,7 +3,7 @@ import io
 import numpy as np
 from rich.console import Console
 
-from fedsim.progress import matrix_table, number, size
+from fedsim.progress import matrix_table, number, rejections_table, size
 
 
 def text(table):
@@ -31,3 +31,16 @@ def test_of_a_long_matrix_the_first_the_last_and_some_between_are_shown():
     assert "experience 1 " in shown
     assert "experience 600" in shown
     assert len(shown.splitlines()) < 20
+
+
+def test_alike_rejections_share_a_line_and_the_list_is_capped():
+    rows = [
+        {"round": r, "client": c, "kind": "shape", "reason": f"[{c}] is wrong"}
+        for r in range(1, 7)
+        for c in range(12)
+    ]
+    shown = text(rejections_table(rows))
+    assert shown.count("1, 2, 3 … 6") == 10
+    assert "[9] is wrong" in shown  # brackets are no markup
+    assert "[10] is wrong" not in shown
+    assert "and 2 more, see rejections.jsonl" in shown

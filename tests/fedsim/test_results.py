@@ -37,7 +37,7 @@ def logs():
     second = RoundLog(CLOCK.at(2), cohort=[1])
     second.upload_bytes = {"arrays": 4, "mask": 1}
     second.seconds = {"train": 0.25}
-    second.rejections = [Rejection(round=2, client=0, reason="NaN")]
+    second.rejections = [Rejection(round=2, client=0, kind="not_finite", reason="NaN")]
     second.server = evaluation(-1, (0.5, 0.7))
     second.evaluations = [
         evaluation(0, (0.4, 0.6)),
@@ -70,7 +70,7 @@ def test_the_summary_by_hand(tmp_path):
     assert summary["upload_bytes/mask"] == 1
     assert summary["download_bytes"] == 16
     assert summary["seconds/train"] == 0.75
-    assert summary["rejected_updates"] == 1
+    assert summary["rejected_updates"] == summary["rejected/not_finite"] == 1
     assert summary["rounds"] == 2
     assert summary["digest"] == digest(ARRAYS)
     assert summary == json.loads((tmp_path / "summary.json").read_text())
@@ -96,7 +96,7 @@ def test_the_files_hold_what_was_recorded(tmp_path):
     assert [r["cohort"] for r in rounds] == [[0, 1], [1]]
     assert rounds[1]["train_loss"] is None  # NaN is not JSON
     rejected = [json.loads(line) for line in (tmp_path / "rejections.jsonl").open()]
-    assert rejected == [{"round": 2, "client": 0, "reason": "NaN"}]
+    assert rejected == [{"round": 2, "client": 0, "kind": "not_finite", "reason": "NaN"}]
 
 
 def test_an_earlier_run_is_not_overwritten_by_accident(tmp_path):
