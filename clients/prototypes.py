@@ -118,11 +118,12 @@ class Prototypes(Client):
             return Upload(client_id=client_id, num_examples=0, records={})
         records = self.upload(self.model, shard, down, state)
         own, seconds = records["statistics"], time.perf_counter() - start
-        metrics: Metrics = {**costs(down.records, records, seconds, len(own["classes"]))}
-        if self.scenario.evaluation_points and self.setting.clock.evaluates(down.tick.round):
-            copy = joined(self._table, own)
-            scorer = self._field_scorer(copy)
-            metrics |= self._field_test.before(scorer, self._table["classes"], own["classes"])
+        metrics: Metrics = {}
+        if self.scenario.evaluation_points:
+            metrics |= costs(down.records, records, seconds, len(own["classes"]))
+            if self.setting.clock.evaluates(down.tick.round):
+                scorer = self._field_scorer(joined(self._table, own))
+                metrics |= self._field_test.before(scorer, self._table["classes"], own["classes"])
         if self.tests_in_training(down):
             metrics |= self.measure(down, state)
         return Upload(

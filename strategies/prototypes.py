@@ -63,6 +63,7 @@ class Prototypes(Strategy[Table]):
         super().__init__(sampler=sampler, evaluation_sampler=evaluation_sampler)
         self._sent: tuple[Table | None, dict[int, Params]] = None, {}
         self._positions: dict[int, Params] = {}
+        self._forms: tuple[int | str | None, list[Form]] = None, []  # by the table's width
 
     def init(self, params: Params) -> Table:
         """An empty table; the model stays where it is."""
@@ -120,18 +121,19 @@ class Prototypes(Strategy[Table]):
     def expects(self, tick: Tick, state: Table, upload: Upload) -> Sequence[Form]:
         """Sums of embeddings as wide as the table is, and the position of the mission."""
         del tick, upload
-        clock, _ = self._bound()
         width = state.sums.shape[1] if len(state.classes) else "D"
-        mission = Field(int, (), low=0, high=clock.num_experiences - 1)
-        return [
-            Form(
+        if self._forms[0] != width:
+            clock, _ = self._bound()
+            mission = Field(int, (), low=0, high=clock.num_experiences - 1)
+            form = Form(
                 records={
                     "statistics": {**class_sums(width, self.num_classes), "mission": mission},
                     "moments": {"outer": Field(float, (width, width))},
                 },
                 optional=frozenset({"moments"}),
             )
-        ]
+            self._forms = width, [form]
+        return self._forms[1]
 
     def shared(self, state: Table) -> Params:
         """The whole table, in double precision."""

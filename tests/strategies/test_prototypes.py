@@ -218,7 +218,7 @@ def test_the_model_is_never_sent():
 
 
 def test_bytes_per_class_are_the_sum_the_count_and_the_key():
-    _, logs = run(setting(base_classes=0, mission={"replacement": True}))
+    _, logs = run(setting(base_classes=0, mission={"replacement": True}, evaluation_points=True))
     d, classes = 4, 3
     expected = 4 * d + 4 + 8 + 8 / classes  # int64 key, and the mission's number once
     assert logs[-1].measures["upload_bytes_per_class"] == pytest.approx(expected)
