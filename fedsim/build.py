@@ -71,7 +71,8 @@ def build(node: Node) -> Simulation:
             evaluation=evaluation,
             faults=faults if faults.strikes_replies else None,
         )
-        setting = with_running(setting, node["batch_statistics"])
+        whole = isinstance(strategy, Strategy) and strategy.rebuilds_model
+        setting = with_running(setting, node["batch_statistics"], whole=whole)
         made: Client = client(setting)
         made.training.optimizer([Parameter(torch.zeros(1))])  # so that it refuses its options now
         return Simulation(
@@ -86,8 +87,13 @@ def build(node: Node) -> Simulation:
         raise ConfigError(str(error)) from error
 
 
-def with_running(setting: Setting, policy: Any) -> Setting:
+def with_running(setting: Setting, policy: Any, *, whole: bool = False) -> Setting:
     """The setting with a policy for the running statistics of batch normalisation.
+
+    Args:
+        setting: The setting without.
+        policy: What becomes of them.
+        whole: Whether the server needs all of the model's tensors.
 
     Raises:
         ValueError: If the policy is unknown, or the model has no such statistics to keep.
@@ -96,6 +102,11 @@ def with_running(setting: Setting, policy: Any) -> Setting:
         raise ValueError(f"batch_statistics must be {' or '.join(POLICIES)}, got {policy!r}")
     if policy == "average":
         return setting
+    if whole:
+        raise ValueError(
+            f"batch_statistics={policy}, but this strategy trains the whole model at the server;"
+            " use average"
+        )
     initial = running_statistics(initial_model(setting))
     if not initial:
         raise ValueError(

@@ -34,10 +34,12 @@ class Strategy(FlowerStrategy, Generic[S]):
     Attributes:
         personal: Whether evaluations measure each client's own model instead of a global one.
         state: The method's state; None before the first round.
+        rebuilds_model: Whether the server makes a model of the tensors, and so needs all of them.
         num_classes: Classes of the scenario; None if nobody said.
     """
 
     personal: bool = False
+    rebuilds_model: bool = False
     num_classes: int | None = None
 
     def __init__(self, *, sampler: Sampler, evaluation_sampler: Sampler) -> None:

@@ -72,6 +72,8 @@ class ICaRL(Strategy[Memory]):
         Hendryx et al., 2021, arXiv:2109.00150 (comparator): budget 4,000, 50 epochs.
     """
 
+    rebuilds_model = True
+
     def __init__(
         self,
         *,

@@ -11,6 +11,7 @@ from fedsim.apps import client_app_of
 from fedsim.arrays import to_params, to_record
 from fedsim.backbones.resnet import SlimResNet18
 from fedsim.backbones.vision import Conv4
+from fedsim.build import with_running
 from fedsim.checks import ConfigError
 from fedsim.client import initial_model
 from fedsim.config import compose, resolve
@@ -18,6 +19,7 @@ from fedsim.grid import LocalGrid
 from fedsim.loop import Loop
 from fedsim.main import simulate
 from fedsim.running import RunningStatistics, running_statistics
+from strategies.icarl import ICaRL
 from tests.fedsim.builders import small_setting, small_training
 
 ALL = {"min_train_nodes": 1, "min_evaluate_nodes": 1, "min_available_nodes": 1}
@@ -104,3 +106,9 @@ def test_the_configuration_chooses(tmp_path):
     assert local["upload_bytes"] < averaged["upload_bytes"]
     with pytest.raises(ConfigError, match="average or local or drop"):
         simulate(resolve(compose([*words, "batch_statistics=some"])), tmp_path / "x", started=0.0)
+
+
+def test_a_server_that_trains_the_model_needs_all_of_it():
+    with pytest.raises(ValueError, match="trains the whole model"):
+        with_running(small_setting(), "local", whole=True)
+    assert ICaRL.rebuilds_model
