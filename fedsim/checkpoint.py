@@ -34,7 +34,7 @@ from fedsim.results import Results
 from fedsim.server_memory import FORMS, Snapshot, encoded, memory_of, packages_of, set_memory
 from fedsim.state import RoundStore
 
-_FIRST_GUESS_S = 0.05  # what a checkpoint costs, until one was written
+_FIRST_GUESS_S, _GUESSED_BYTES_PER_S = 0.05, 1e8  # what a checkpoint costs, until one was written
 _PART_BYTES = 128 << 20  # client states in one file, and in memory at once
 
 
@@ -114,7 +114,7 @@ class Checkpoints:
         self._latest: Snapshot | None = None
         self._results: Results | None = None
         self._saved = 0 if start is None else int(start["round"])
-        self._begun, self._spent, self._cost = time.perf_counter(), 0.0, _FIRST_GUESS_S
+        self._begun, self._spent, self._cost = time.perf_counter(), 0.0, 0.0
         if start is None:
             remove_all_but(run_dir, [])
 
@@ -218,8 +218,15 @@ class Checkpoints:
         every = self._schedule.every
         if every != "auto":
             return every is not None and round_ % every == 0
-        elapsed = time.perf_counter() - self._begun
-        return self._spent + self._cost <= self._schedule.share * elapsed
+        left = self._schedule.share * (time.perf_counter() - self._begun) - self._spent
+        return left >= (self._cost or _FIRST_GUESS_S) and left >= (self._cost or self._guess())
+
+    def _guess(self) -> float:
+        """Seconds that the first checkpoint may cost."""
+        if self._store is None:
+            return _FIRST_GUESS_S
+        sizes = (_num_bytes(self._store.kept(client)) for client in self._store.changed)
+        return _FIRST_GUESS_S + sum(sizes) / _GUESSED_BYTES_PER_S
 
     def _give_up(self, error: TypeError) -> None:
         """What the method remembers has no written form."""
@@ -270,12 +277,16 @@ def _batches(ids: list[int], store: RoundStore) -> Iterator[dict[int, RecordDict
     size = 0
     for client in ids:
         batch[client] = state = store.kept(client)
-        size += sum(num_bytes(to_params(r)) for r in state.values() if isinstance(r, ArrayRecord))
+        size += _num_bytes(state)
         if size >= _PART_BYTES:
             yield batch
             batch, size = {}, 0
     if batch:
         yield batch
+
+
+def _num_bytes(state: RecordDict) -> int:
+    return sum(num_bytes(to_params(r)) for r in state.values() if isinstance(r, ArrayRecord))
 
 
 def _records(state: Any) -> RecordDict:

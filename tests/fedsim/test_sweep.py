@@ -218,7 +218,11 @@ def test_a_sweep_that_is_killed_in_a_job_goes_on_inside_it(tmp_path):
 
         return forked(work)
 
+    from fedsim.config import compose, resolve
+    from fedsim.main import simulate
+
     whole, killed = tmp_path / "whole", tmp_path / "killed"
+    simulate(resolve(compose([*TOY, "progress=false"])), tmp_path / "once", started=0.0)  # imports
     assert os.waitpid(call(whole), 0)[1] == 0
     pid = call(killed)
     second = "*client=ewc*/checkpoints/round-000003.json"
