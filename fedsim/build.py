@@ -45,6 +45,7 @@ def build(node: Node) -> Simulation:
     """
     node = in_mode(node)
     torch.set_num_threads(1)  # more threads split sums differently: other bits on other machines
+    torch.backends.cudnn.deterministic = True  # the fastest convolutions add up in any order
     clock = make(node, "clock")
     backbone = make(node, "backbone")
     head = make(node, "head")
