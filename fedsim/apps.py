@@ -15,14 +15,13 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from fedsim.arrays import Params
 from fedsim.checks import Node
 from fedsim.client import Client
 from fedsim.cohort_plan import Cohort, CohortSize
 from fedsim.cohort_views import UnstackableError
 from fedsim.course import tested, trained, trained_block
 from fedsim.state import ClientState
-from fedsim.wire import NUM_EXAMPLES, client_number, to_download, to_reply
+from fedsim.wire import NUM_EXAMPLES, Decoded, client_number, to_download, to_reply
 
 _ENGINE = "engine=superlink"  # what the overrides of a run config are applied to
 
@@ -62,7 +61,7 @@ class BlockApp(ClientApp):
             UnstackableError: If they cannot be trained at once; then none will be from now on.
         """
         cohort = self._cohort(contexts[0], wanted)
-        decoded: dict[int, Params] = {}
+        decoded = Decoded()
         clock = cohort.client.setting.clock
         downs = [
             to_download(*pair, clock, decoded) for pair in zip(messages, contexts, strict=True)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from fedsim.arrays import Params, Records
+from fedsim.bundle import Bundle
 from fedsim.cohort_batches import Feed, Step, whole_epochs
 from fedsim.cohort_training import BlockTraining, Noise, PaddedDrawError
 from fedsim.cohort_views import UnstackableError
@@ -52,6 +53,7 @@ class Block:
         self._ids = [int(down.client_id) for down in downs if down.client_id is not None]
         self._round = downs[0].tick.round
         self._weights: list[Params] = [{} for _ in downs]  # every client's own, after training
+        self._together = False  # whether all clients took the last step together
         self._loss_sums = torch.zeros(len(downs), dtype=torch.float64)
         self._examples = torch.zeros(len(downs), dtype=torch.float64)
 
@@ -70,8 +72,12 @@ class Block:
         self._fit(training)
         training.check()
         shared = {name: tensor for name, tensor in start.items() if name not in own}
-        self._weights = [{**shared, **weights} for weights in self._weights]
-        uploads = [self._upload(place, noise) for place in range(len(self._ids))]
+        if self._together:
+            self._weights = list(Bundle(training.stacked(), shared, list(slots)).rows)
+        else:
+            self._weights = [{**shared, **weights} for weights in self._weights]
+        losses = (self._loss_sums / self._examples).tolist()
+        uploads = [self._upload(place, noise, loss) for place, loss in enumerate(losses)]
         changed = [n for n, v in vars(self.client).items() if before.get(n, _ABSENT) is not v]
         if changed:
             raise UnstackableError(f"it keeps {', '.join(changed)} on itself")
@@ -135,10 +141,11 @@ class Block:
         everyone = list(range(len(self._ids)))
         if not client.overrides("batches") and _are_alike(self.shards):
             for batch in whole_epochs(self.shards, options.batch_size, options.epochs, rngs):
-                sizes = [batch.targets.shape[1]] * len(everyone)
-                step = Step(places=everyone, batch=batch, sizes=sizes)
-                self._note(everyone, [step], training.take([step]))
-            self._weights = training.weights()
+                size = batch.targets.shape[1]
+                step = Step(places=everyone, batch=batch, sizes=[size] * len(everyone))
+                self._loss_sums.add_(training.take([step]).double().cpu(), alpha=size)
+                self._examples += size
+            self._together = True
             return
         parts = zip(self.shards, self.downs, self.states, rngs, strict=True)
         feed = Feed([iter(client.batches(*part)) for part in parts])
@@ -151,8 +158,10 @@ class Block:
                     self._weights[row] = weights
                 rows = list(drawn)
             self._take(feed, drawn, rows, training)
-        for row, weights in zip(rows, training.weights(), strict=True):
-            self._weights[row] = weights
+        self._together = len(rows) == len(everyone)
+        if not self._together:
+            for row, weights in zip(rows, training.weights(), strict=True):
+                self._weights[row] = weights
 
     def _take(
         self, feed: Feed, drawn: dict[int, Batch], rows: list[int], training: BlockTraining
@@ -192,18 +201,19 @@ class Block:
         """The weights of a client of the block after training, named as the model's tensors."""
         return self._weights[place]
 
-    def _upload(self, place: int, noise: Noise) -> Upload:
+    def _upload(self, place: int, noise: Noise, loss: float) -> Upload:
         client, weights = self.client, self._weights[place]
         if client.overrides("upload"):
             records = self._own_upload(place, noise)
+        elif self._together:
+            records = {"arrays": weights}
         else:
             records = {"arrays": {name: weights[name] for name in client.tensors()}}
-        loss = self._loss_sums[place] / self._examples[place]
         return Upload(
             client_id=self._ids[place],
             num_examples=len(self.shards[place]),
             records=records,
-            metrics={"loss": loss.item()},
+            metrics={"loss": loss},
         )
 
     def _own_upload(self, place: int, noise: Noise) -> Records:

@@ -103,14 +103,21 @@ def whole_epochs(
     inputs = torch.stack([shard.inputs for shard in shards])
     targets = torch.stack([shard.targets for shard in shards])
     tasks = _stack_tasks([shard.tasks for shard in shards])
-    clients = torch.arange(len(shards)).unsqueeze(1)
+    first = torch.arange(len(shards)).unsqueeze(1) * count  # row of every client's first example
+    flat_inputs, flat_targets = inputs.flatten(0, 1), targets.flatten(0, 1)
+    flat_tasks = None if tasks is None else tasks.flatten(0, 1)
     for _ in range(epochs):
         order = torch.stack([torch.randperm(count, generator=rng) for rng in rngs])
         for part in torch.split(order, size, dim=1):
+            rows = (part + first).flatten()
+
+            def pick(values: Tensor, rows: Tensor = rows) -> Tensor:
+                return values.index_select(0, rows).view(len(shards), -1, *values.shape[1:])
+
             yield Batch(
-                inputs[clients, part],
-                targets[clients, part],
-                None if tasks is None else tasks[clients, part],
+                pick(flat_inputs),
+                pick(flat_targets),
+                None if flat_tasks is None else pick(flat_tasks),
             )
 
 

@@ -179,8 +179,12 @@ class Cohort:
         kinds: dict[_Kind, list[int]] = {}
         uploads: dict[int, Upload] = {}
         least = MIN_BLOCK if self._wanted == "auto" else 2
+        last: tuple[Download, _Kind] | None = None  # most are of the same kind as the one before
         for place, (down, state) in enumerate(zip(downs, states, strict=True)):
-            kinds.setdefault(_Kind.of(down, state), []).append(place)
+            kind = last[1] if last and not len(state) and _alike(down, last[0]) else None
+            kind = kind or _Kind.of(down, state)
+            last = None if len(state) else (down, kind)
+            kinds.setdefault(kind, []).append(place)
         for kind, places in kinds.items():
             shards = [self._shard(downs[place]) for place in places]
             busy = [p for p, s in zip(places, shards, strict=True) if s is not None]
@@ -248,6 +252,12 @@ class Cohort:
                     f"a block and the per-client loop disagree on {name!r}: apart by {gap:.1e},"
                     f" the update being {update:.1e}"
                 )
+
+
+def _alike(down: Download, other: Download) -> bool:
+    """Whether two downloads were decoded from the same content, for clients of the same time."""
+    same = down.records is other.records and down.config is other.config
+    return same and down.tick == other.tick
 
 
 class _Kind(NamedTuple):

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from fedsim.arrays import Params
 from fedsim.cohort_batches import Step
+from fedsim.cohort_dense import dense_gradients
 from fedsim.cohort_dropout import ClientDropout
 from fedsim.cohort_views import BlockDownload, BlockState, Stack, UnstackableError
 from fedsim.data import Batch
@@ -109,15 +110,22 @@ class BlockTraining:
         # Dropout is drawn client by client once it is met; where a forward pass changes running
         # statistics, it must not have to be repeated, so there it is awaited from the start.
         self._draws = bool(self._carried)
+        named = trainable == set(own) == set(weights)
+        self._dense = dense_gradients(client) if named else None
 
     def take(self, steps: Sequence[Step]) -> Tensor:
         """One optimiser step of every active client; returns their losses ``[k]``."""
-        self._optimizer.zero_grad(set_to_none=True)
-        if len(steps) == 1:
+        if len(steps) == 1 and self._dense is not None and _is_plain(steps[0]):
+            losses, gradients = self._dense(self._params, self._client.on_device(steps[0].batch))
+            for name, param in self._params.items():
+                param.grad = gradients[name]
+        elif len(steps) == 1:
+            self._optimizer.zero_grad(set_to_none=True)
             losses = self._losses(steps[0], list(self._params.values()), self._carried)
             losses.sum().backward()  # type: ignore[no-untyped-call]
             losses = losses.detach()
         else:
+            self._optimizer.zero_grad(set_to_none=True)
             losses = self._gather(steps)
         if self._clip_norm is not None:
             _clip([p.grad for p in self._params.values() if p.grad is not None], self._clip_norm)
@@ -148,6 +156,10 @@ class BlockTraining:
         """The weights of the active clients, in order; views of the stacked tensors."""
         own = {name: tensor.detach() for name, tensor in self._own().items()}
         return [{n: t[place] for n, t in own.items()} for place in range(len(self._states))]
+
+    def stacked(self) -> Params:
+        """The weights of the active clients, one row each."""
+        return {name: tensor.detach() for name, tensor in self._own().items()}
 
     def check(self) -> None:
         """Raise UnstackableError if training changed tensors that were taken for constant."""
@@ -250,6 +262,11 @@ def _cut(tensors: Sequence[Tensor], lengths: Sequence[int]) -> list[list[Tensor]
         parts.append(list(tensors[start : start + length]))
         start += length
     return parts
+
+
+def _is_plain(step: Step) -> bool:
+    """Whether the loss is a mean over all examples of every batch, and over all classes."""
+    return step.batch.tasks is None and not step.is_padded
 
 
 def _clip(gradients: Sequence[Tensor], largest: float) -> None:

@@ -6,6 +6,7 @@ from flwr.app import Message
 
 from fedsim.client import Client
 from fedsim.cohort_plan import Cohort
+from fedsim.replies import block_reply
 from fedsim.state import ClientState
 from fedsim.wire import Download, Upload, to_reply
 
@@ -43,7 +44,9 @@ def trained_block(
         uploads = cohort.train(downs, states, lambda place: spare(places[place]))
         for place, upload in zip(places, uploads, strict=True):
             message, down, state = turns[place]
-            replies[place] = to_reply(_sent(client, upload, down, state), message)
+            sent = _sent(client, upload, down, state)
+            reply = block_reply(sent, message, down.tick.round)
+            replies[place] = to_reply(sent, message) if reply is None else reply
     return [reply for reply in replies.values() if reply is not None]
 
 

@@ -121,7 +121,7 @@ class Shard:
     indices: Indices
 
     def __len__(self) -> int:
-        return len(self.targets)
+        return self.targets.shape[0]
 
     @property
     def nbytes(self) -> int:

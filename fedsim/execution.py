@@ -11,6 +11,7 @@ from flwr.common.constant import ErrorCode
 from fedsim.apps import BlockApp
 from fedsim.arrays import LocalContent, decoded, fill
 from fedsim.cohort_plan import CohortSize
+from fedsim.replies import BlockReply, addressee
 from fedsim.roster import LocalRoster
 
 UserConfig = dict[str, bool | float | int | str]
@@ -140,7 +141,7 @@ class Executor:
 
     def _run_block(self, app: BlockApp, work: Work) -> tuple[Done | None, str | None]:
         """The block's replies or, if it cannot be trained at once, why."""
-        ids = [self._roster.client(message.metadata.dst_node_id) for message in work.messages]
+        ids = [self._roster.client(addressee(message)) for message in work.messages]
         if len(set(ids)) < len(ids):
             return None, None
         contexts = [self.context(c, work.run_id, work.states.get(c)) for c in ids]
@@ -209,7 +210,7 @@ def _is_same(new: object, old: object) -> bool:
 
 def _finished(reply: Message) -> Message:
     """The reply as strategies read it: arrays decoded."""
-    if reply.has_content():
+    if reply.has_content() and not isinstance(reply, BlockReply):
         content = LocalContent.of(reply.content)
         for name, record in content.items():
             if isinstance(record, ArrayRecord):

@@ -14,6 +14,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedsim.apps import BlockApp
 from fedsim.cohort_plan import CohortSize
 from fedsim.execution import Decoded, Done, Executor, UserConfig, Work, parts_of, shared_records
+from fedsim.replies import addressee
 from fedsim.roster import FIRST_NODE, LocalRoster
 from fedsim.state import MemoryStore, Store
 from fedsim.workers import Lost, WorkerPool
@@ -91,6 +92,11 @@ class LocalGrid(Grid):
         TaskIdentity.run_id, TaskIdentity.node_id = _RUN_ID, SUPERLINK_NODE_ID
         TaskIdentity.task_id = 1
 
+    @property
+    def trains_blocks(self) -> bool:
+        """Whether clients may be trained at once."""
+        return self._cohort != "off"
+
     def __enter__(self) -> "LocalGrid":
         return self
 
@@ -161,7 +167,7 @@ class LocalGrid(Grid):
     ) -> Iterator[Message]:
         """Replies one by one, made when they are asked for: few are in memory at a time."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        queue = sorted(messages, key=lambda message: message.metadata.dst_node_id)
+        queue = sorted(messages, key=addressee)
         blocks = self._blocks(queue)
         if self._order is None:
             for _, replies in self._done(blocks, deadline):
@@ -204,7 +210,7 @@ class LocalGrid(Grid):
                 first = self._context(self._client(work.messages[0]))
                 self._app.decline(first, self._cohort, done.declined)
             replies = [self._stamp(reply) for reply in done.replies]
-            yield work.messages[0].metadata.dst_node_id, replies
+            yield addressee(work.messages[0]), replies
 
     def _works(self, blocks: Sequence[list[Message]], deadline: float | None) -> Iterator[Work]:
         for block in blocks:
@@ -244,14 +250,14 @@ class LocalGrid(Grid):
         return Done(replies=[Message(error, reply_to=message) for message in work.messages])
 
     def _client(self, message: Message) -> int:
-        return self.roster.client(message.metadata.dst_node_id)
+        return self.roster.client(addressee(message))
 
     def _context(self, client_id: int) -> Context:
         return self._executor.context(client_id, self._run.run_id, self.store.get(client_id))
 
     def _stamp(self, message: Message) -> Message:
         """Number the message; Flower's runtime hashes the content instead, which costs more."""
-        message.metadata.__dict__["_message_id"] = str(next(self._serial))
+        message.__dict__["_metadata"].__dict__["_message_id"] = str(next(self._serial))
         return message
 
 

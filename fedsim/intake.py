@@ -8,10 +8,11 @@ from flwr.app import ArrayRecord, Message
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 
 from fedsim.arrays import to_params
+from fedsim.bundle import row_of
 from fedsim.checks import VoidRoundError
 from fedsim.evaluation import Evaluation
 from fedsim.faults import Faults
-from fedsim.forms import Fault, Form, fields_of
+from fedsim.forms import Fault, Form
 from fedsim.gate import Gate, Rejection, evaluation_fault, is_idle, loss_fault
 from fedsim.roster import Roster
 from fedsim.roundlog import RoundLog
@@ -61,18 +62,18 @@ class Intake:
         self, log: RoundLog, arrays: ArrayRecord, screen: Screen, replies: Iterable[Message]
     ) -> Iterator[Arrival]:
         """Uploads that are as they should be, each for itself."""
-        round_, usual = log.tick.round, [Form(records={"arrays": fields_of(to_params(arrays))})]
+        round_ = log.tick.round
         for reply in replies:
             client = self.client(reply)
             upload = screen.read(reply, client)
             if isinstance(upload, Fault):
                 self._reject(log, client, upload)
                 continue
-            _accumulate(log.upload_bytes, record_bytes(upload.records))
+            _accumulate(log.upload_bytes, _sizes(upload))
             if is_idle(upload):
                 log.idle.append(client)
                 continue
-            forms: Sequence[Form] | None = usual
+            forms: Sequence[Form] | None = screen.usual
             fault = evaluation_fault(upload) if self.evaluation.in_training else None
             if not isinstance(self.strategy, Strategy):
                 fault = fault or loss_fault(upload)
@@ -167,6 +168,13 @@ class Intake:
         """The gate for the replies to these messages."""
         asked = {self.roster.client(m.metadata.dst_node_id): m.content for m in messages}
         return Screen(self.gate, round_=round_, asked=asked, model=to_params(arrays))
+
+
+def _sizes(upload: Upload) -> dict[str, int]:
+    row = row_of(upload.records)
+    if row is None:
+        return record_bytes(upload.records)
+    return row.bundle.once("record bytes", None, lambda: record_bytes(upload.records))
 
 
 def _accumulate(total: dict[str, int], part: dict[str, int]) -> None:

@@ -13,6 +13,7 @@ from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from torch import Tensor
 
 from fedsim.arrays import Records, num_bytes, to_params, to_record
+from fedsim.averaging import average_blocks
 from fedsim.checks import VoidRoundError
 from fedsim.clock import Clock, Tick
 from fedsim.evaluation import Evaluation
@@ -100,7 +101,10 @@ class Loop:
         answers = self._answers(intake, messages, round_)
         replies = _Timed(intake.accepted(log, arrays, screen, answers))
         start = time.perf_counter()
-        aggregated, measured = self.strategy.aggregate_train(round_, replies)
+        if isinstance(self.grid, LocalGrid) and self.grid.trains_blocks:
+            aggregated, measured = average_blocks(self.strategy, round_, replies)
+        else:
+            aggregated, measured = self.strategy.aggregate_train(round_, replies)
         _keep_numbers(log.measures, measured or {})
         if isinstance(self.strategy, Strategy) and aggregated is not None:
             log.matrices = self.strategy.matrices(self.strategy.ready(arrays))

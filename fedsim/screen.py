@@ -10,8 +10,10 @@ import torch
 from flwr.app import Message, MetricRecord, RecordDict
 
 from fedsim.arrays import LocalContent, Params, Records, fill, to_params, to_record
+from fedsim.bundle import Row, row_of
 from fedsim.forms import Fault, Form, Sizes, check, fields_of
 from fedsim.gate import Gate, floats, is_finite, squared_norm, weight_fault
+from fedsim.replies import BlockReply
 from fedsim.wire import Upload, content_bytes, round_of, to_upload
 
 MODEL_RECORDS = ("arrays", "base", "decoder")  # weights: what changed in them is the update
@@ -46,13 +48,16 @@ class Screen:
         round_: The round.
         asked: What was sent to the clients of the round.
         model: The global model.
+
+    Attributes:
+        usual: How the update of a strategy looks that only knows the model.
     """
 
     def __init__(
         self, gate: Gate, *, round_: int, asked: Mapping[int, RecordDict], model: Params
     ) -> None:
         self._gate, self._round, self._asked = gate, round_, asked
-        self._usual = [Form(records={"arrays": fields_of(model)})]
+        self.usual = [Form(records={"arrays": fields_of(model)})]
         self._answered: set[int] = set()
         self._norms: dict[int, tuple[object, Params, float]] = {}  # of what was sent, by its id
 
@@ -65,12 +70,16 @@ class Screen:
         self._answered.add(client)
         if reply.has_error():
             return Fault("error", reply.error.reason or "no reason given")
-        size = content_bytes(reply.content)
+        block = reply if isinstance(reply, BlockReply) and reply.upload is not None else None
+        size = content_bytes(reply.content) if block is None else block.num_bytes()
         if size > self._gate.max_bytes:
             return Fault("size", f"{size} bytes, gate.max_bytes is {self._gate.max_bytes}")
-        answered = round_of(reply.content)
+        answered = round_of(reply.content) if block is None else block.round
         if answered not in (None, self._round):
             return Fault("stale", f"a reply to round {answered} in round {self._round}")
+        if block is not None:
+            upload: Upload = block.upload
+            return upload
         measured = sum(isinstance(record, MetricRecord) for record in reply.content.values())
         if measured != 1:
             return Fault("metrics", f"expected one record of metrics, got {measured}")
@@ -101,15 +110,12 @@ class Screen:
         """
         found = weight_fault(upload, self._gate.max_examples)
         sizes: Sizes = {}
-        if found is None and not upload.records and forms is None:
-            found = Fault("records", "expected tensors, got none")
-        if found is None and forms is not None:
-            found, sizes = check(upload.records, forms)
-        elif found is None and "arrays" in upload.records:
-            found, _ = check({"arrays": upload.records["arrays"]}, self._usual)
+        row = row_of(upload.records)
+        if found is None:
+            found, sizes = self._compared(upload, row, forms)
         if found is not None:
             return found
-        squares = {name: squared_norm(params) for name, params in upload.records.items()}
+        squares = _squares(upload, row)
         for name, square in squares.items():
             if not (math.isfinite(square) or is_finite(upload.records[name])):
                 return Fault("not_finite", f"record {name!r} holds NaN or infinity")
@@ -120,11 +126,26 @@ class Screen:
             if self._gate.policy != "clip":
                 return Fault("norm", f"the update's norm is {norm:.4g}, gate.max_norm is {bound:g}")
             upload = self._clipped(upload, bound / norm)
-        if clipped or not isinstance(reply.content, LocalContent):
+        is_plain = isinstance(reply, BlockReply) or isinstance(reply.content, LocalContent)
+        if clipped or not is_plain:
             reply.content = _with_records(reply.content, upload.records)
         return Arrival(
             client=upload.client_id, reply=reply, upload=upload, sizes=sizes, clipped=clipped
         )
+
+    def _compared(
+        self, upload: Upload, row: Row | None, forms: Sequence[Form] | None
+    ) -> tuple[Fault | None, Sizes]:
+        """Whether the upload looks as it must, and the sizes that it tells."""
+        if forms is None and not upload.records:
+            return Fault("records", "expected tensors, got none"), {}
+        if forms is None:
+            if "arrays" not in upload.records:
+                return None, {}
+            return check({"arrays": upload.records["arrays"]}, self.usual)[0], {}
+        if row is not None and forms is self.usual:  # it asks nothing that could differ by row
+            return row.bundle.once("form", forms, lambda: check(upload.records, forms))
+        return check(upload.records, forms)
 
     def _update_norm(self, upload: Upload, squares: Mapping[str, float]) -> float:
         """The norm of the update, or 0 where even the sum of all norms is within bounds."""
@@ -173,6 +194,13 @@ class Screen:
         return replace(upload, records=records)
 
 
+def _squares(upload: Upload, row: Row | None) -> dict[str, float]:
+    """Sum of the squares of every record's values."""
+    if row is not None:
+        return {"arrays": row.bundle.squares()[row.place]}
+    return {name: squared_norm(params) for name, params in upload.records.items()}
+
+
 def outvoted(arrivals: Sequence[Arrival], *, by_metrics: bool) -> dict[int, Fault]:
     """Who differs from most in what must be the same for all; ties go to the first client.
 
@@ -181,6 +209,8 @@ def outvoted(arrivals: Sequence[Arrival], *, by_metrics: bool) -> dict[int, Faul
         by_metrics: Whether the names and lengths of the metrics must agree too, as Flower's
             strategies ask.
     """
+    if _are_alike(arrivals):
+        return {}
 
     def metrics_of(arrival: Arrival) -> tuple[tuple[str, int], ...]:
         found = arrival.upload.metrics.items()
@@ -201,6 +231,19 @@ def outvoted(arrivals: Sequence[Arrival], *, by_metrics: bool) -> dict[int, Faul
             got, want = (sorted(dict(m)) for m in (metrics_of(arrival), names))
             faults[arrival.client] = Fault("metrics", f"metrics {got}, most clients send {want}")
     return faults
+
+
+def _are_alike(arrivals: Sequence[Arrival]) -> bool:
+    """Whether nobody can differ from most: same sizes, and plain numbers of the same names."""
+    if not arrivals:
+        return True
+    sizes, names = arrivals[0].sizes, arrivals[0].upload.metrics.keys()
+    return all(
+        a.sizes == sizes
+        and a.upload.metrics.keys() == names
+        and not any(isinstance(value, list) for value in a.upload.metrics.values())
+        for a in arrivals
+    )
 
 
 def _with_records(content: RecordDict, records: Records) -> RecordDict:

@@ -80,11 +80,34 @@ def client_number(context: Context) -> int:
     return number
 
 
+class Decoded:
+    """Contents of messages that live at the same time, each decoded once."""
+
+    def __init__(self) -> None:
+        self._contents: dict[int, tuple[RecordDict, Records, Config]] = {}
+        self._params: dict[int, Params] = {}
+
+    def content(self, content: RecordDict) -> tuple[Records, Config]:
+        """The tensors and scalars of a download; read only."""
+        if id(content) not in self._contents:  # it is kept too, so that its id stays taken
+            records: Records = {}
+            config: Config = {}
+            for name, record in content.items():
+                if isinstance(record, ConfigRecord):
+                    config.update(record)  # type: ignore[arg-type]
+                elif isinstance(record, ArrayRecord):
+                    if id(record) not in self._params:
+                        self._params[id(record)] = to_params(record)
+                    records[name] = self._params[id(record)]
+            self._contents[id(content)] = content, records, config
+        return self._contents[id(content)][1:]
+
+
 def to_download(
     message: Message,
     context: Context,
     clock: Clock,
-    decoded: dict[int, Params] | None = None,
+    decoded: "Decoded | None" = None,
 ) -> Download:
     """The download inside a message, from the client's point of view.
 
@@ -92,23 +115,13 @@ def to_download(
         message: What the server sent.
         context: The client's context, which tells its number.
         clock: Tells the client's time.
-        decoded: Records that were decoded before, by the record's ``id``; filled here. For
-            messages that live at the same time and share records.
+        decoded: What was decoded before; filled here. For messages that share contents or records.
 
     Raises:
         ValueError: If the message carries no round, or the node has no ``partition-id``.
     """
-    client_id = client_number(context)
-    config: Config = {}
-    records: Records = {}
-    for name, record in message.content.items():
-        if isinstance(record, ConfigRecord):
-            config.update(record)  # type: ignore[arg-type]
-        elif isinstance(record, ArrayRecord):
-            known = {} if decoded is None else decoded
-            if id(record) not in known:
-                known[id(record)] = to_params(record)
-            records[name] = known[id(record)]
+    client_id, content = client_number(context), message.content
+    records, config = (decoded or Decoded()).content(content)
     round_ = config.get(SERVER_ROUND)
     if not isinstance(round_, int):
         raise ValueError(f"the message needs an integer {SERVER_ROUND!r}, got {round_!r}")

@@ -10,9 +10,10 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("fedsim", "strategies", "clients", "scenarios")
 EXTENSIONS = {"strategies", "clients", "scenarios"}
 FLOWER = {
-    "apps", "arrays", "checkpoint", "course", "engine", "execution", "faults", "flower_engine",
-    "gate", "grid", "intake", "loop", "main", "nursery", "parcels", "ray_runtime", "results",
-    "roster", "screen", "server_memory", "simulation", "state", "strategy", "wire", "workers",
+    "apps", "arrays", "averaging", "checkpoint", "course", "engine", "execution", "faults",
+    "flower_engine", "gate", "grid", "intake", "loop", "main", "nursery", "parcels", "ray_runtime",
+    "replies", "results", "roster", "screen", "server_memory", "simulation", "state", "strategy",
+    "wire", "workers",
 }  # fmt: skip
 HYDRA = {"apps", "build", "config", "main"}
 

@@ -1,0 +1,164 @@
+"""Replies of blocks say what other replies say, and averaging them is averaging."""
+
+import pickle
+
+import pytest
+import torch
+from flwr.app import Message, RecordDict
+from flwr.serverapp.strategy import FedAdam, FedAvg, FedProx
+
+from fedsim.apps import client_app_of
+from fedsim.arrays import to_params
+from fedsim.averaging import average_blocks, averages
+from fedsim.bundle import Bundle, row_of
+from fedsim.gate import squared_norm
+from fedsim.grid import LocalGrid
+from fedsim.replies import BlockReply, block_reply
+from fedsim.wire import Upload, content_bytes, round_of, to_reply, to_upload
+from strategies.mean import Mean
+from tests.fedsim.builders import first_arrays, small_client, small_loop, small_setting
+
+ROUND = 3
+
+
+@pytest.fixture(autouse=True)
+def _sender():
+    LocalGrid(client_app_of(lambda _: None), 1)  # tells Flower who sends
+
+
+def bundle(rows=3, scale=1.0):
+    torch.manual_seed(0)
+    stack = {"w": scale * torch.randn(rows, 2, 4), "n": torch.arange(rows)}
+    return Bundle(stack, {"s": torch.ones(5)}, ["w", "s", "n"])
+
+
+def uploads(rows=3, **options):
+    made = bundle(rows, **options).rows
+    return [
+        Upload(client_id=c, num_examples=c + 1, records={"arrays": r}, metrics={"loss": 0.5 * c})
+        for c, r in enumerate(made)
+    ]
+
+
+def asked(client):
+    from fedsim.clock import Tick
+    from fedsim.wire import Download, to_content
+
+    tick = Tick(ROUND, 0, 0, is_first=False, is_last=False)
+    message = Message(
+        to_content(Download(client_id=client, tick=tick, records={})), client, "train"
+    )
+    message.metadata.__dict__["_message_id"] = str(client + 40)
+    return message
+
+
+def pair(upload):
+    """The same reply made in both ways."""
+    message = asked(upload.client_id)
+    return block_reply(upload, message, ROUND), to_reply(upload, message)
+
+
+def test_a_bundle_hands_out_rows_in_the_order_of_the_names():
+    made = bundle()
+    assert [list(row) for row in made.rows] == [["w", "s", "n"]] * 3
+    assert torch.equal(made.rows[1]["w"], made.stack["w"][1])
+    assert made.rows[2]["s"] is made.shared["s"]
+
+
+def test_squares_are_those_of_every_row():
+    made = bundle()
+    for row, square in zip(made.rows, made.squares(), strict=True):
+        assert square == pytest.approx(squared_norm(dict(row)), rel=1e-5)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_only_the_row_that_is_not_finite_shows(value):
+    stack = {"w": torch.ones(3, 4)}
+    stack["w"][1, 2] = value
+    finite = [torch.isfinite(torch.tensor(s)).item() for s in Bundle(stack, {}, ["w"]).squares()]
+    assert finite == [True, False, True]
+
+
+def test_a_block_reply_reads_like_any_other():
+    for upload in uploads():
+        ours, theirs = pair(upload)
+        for name in ("run_id", "message_id", "src_node_id", "dst_node_id", "reply_to_message_id",
+                     "group_id", "message_type", "src_task_id", "dst_task_id"):  # fmt: skip
+            assert getattr(ours.metadata, name) == getattr(theirs.metadata, name), name
+        assert ours.metadata.ttl == pytest.approx(theirs.metadata.ttl, abs=1.0)
+        assert ours.has_content()
+        assert not ours.has_error()
+        assert ours.num_bytes() == content_bytes(theirs.content) == content_bytes(ours.content)
+        assert ours.round == round_of(theirs.content)
+        assert list(ours.content) == list(theirs.content)
+        assert ours.content["metrics"] == theirs.content["metrics"]
+        assert ours.content["config"] == theirs.content["config"]
+        got, want = (to_params(r.content["arrays"]) for r in (ours, theirs))
+        assert all(torch.equal(got[n], want[n]) for n in want)
+
+
+def test_a_new_content_is_all_that_counts():
+    reply, _ = pair(uploads()[0])
+    reply.content = RecordDict()
+    assert reply.upload is None
+    assert len(reply.content) == 0
+
+
+def test_a_block_reply_leaves_the_process_as_a_plain_one():
+    (upload, *_) = uploads()
+    copy = pickle.loads(pickle.dumps(pair(upload)[0]))
+    assert type(copy) is Message
+    assert to_upload(copy, 0).num_examples == upload.num_examples
+    assert torch.equal(to_upload(copy, 0).records["arrays"]["w"], upload.records["arrays"]["w"])
+
+
+def test_other_uploads_make_other_replies():
+    (upload, *_) = uploads()
+    lists = Upload(client_id=0, num_examples=1, records=upload.records, metrics={"a": [1.0]})
+    more = Upload(client_id=0, num_examples=1, records={**upload.records, "b": {}}, metrics={})
+    copied = Upload(client_id=0, num_examples=1, records={"arrays": dict(upload.records["arrays"])})
+    assert row_of(upload.records) is upload.records["arrays"]
+    for other in (lists, more, copied):
+        assert block_reply(other, asked(0), ROUND) is None
+
+
+def test_averaging_blocks_is_flowers_averaging():
+    first, second = uploads(3), uploads(2, scale=3.0)
+    replies = [pair(upload)[0] for upload in [*first, *second[:1]]]
+    plain = [pair(upload)[1] for upload in [*first, *second[:1]]]
+    arrays, metrics = average_blocks(FedAvg(), ROUND, iter(replies))
+    want, wanted = FedAvg().aggregate_train(ROUND, plain)
+    got, expected = to_params(arrays), to_params(want)
+    assert got.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(got[name].double(), tensor.double(), rtol=1e-6, atol=1e-7)
+    assert metrics["loss"] == pytest.approx(wanted["loss"])
+
+
+def test_only_flowers_own_averaging_is_replaced():
+    assert averages(FedAvg())
+    assert averages(FedProx(proximal_mu=0.1))
+    assert not averages(FedAdam())
+    assert not averages(FedAvg(weighted_by_key="other"))
+    assert not averages(FedAvg(train_metrics_aggr_fn=lambda *_: None))
+    assert not averages(Mean(sampler=None, evaluation_sampler=None))
+
+
+def test_a_strategy_of_its_own_gets_the_messages():
+    seen = []
+
+    class Watching(FedAvg):
+        def aggregate_train(self, server_round, replies):
+            replies = list(replies)
+            seen.extend(replies)
+            return super().aggregate_train(server_round, replies)
+
+    client = small_client(small_setting(num_clients=9))
+    grid = LocalGrid(client_app_of(lambda _: client), 9, raise_errors=True, cohort=4)
+    strategy = Watching(1.0, 0.0, min_available_nodes=1)
+    logs = [
+        log for log, _ in small_loop(strategy, client, grid=grid).run(first_arrays(client.setting))
+    ]
+    assert any(isinstance(reply, BlockReply) for reply in seen)  # those of equal length
+    assert len(seen) == 9 * (len(logs) - 1)
+    assert "arrays" in seen[0].content.array_records
