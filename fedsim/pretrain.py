@@ -192,7 +192,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(__doc__)
         print((Path(__file__).parents[1] / "conf" / "encoder" / "fractal.yaml").read_text())
         return
-    torch.set_num_threads(max(1, os.cpu_count() or 1))
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, os.cpu_count() or 1))
     try:
         chosen = any(word.startswith("encoder=") for word in overrides)
         node = resolve(compose([*([] if chosen else ["encoder=fractal"]), *overrides]))

@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="runs of each configuration")
     parser.add_argument("--folder", type=Path, default=Path("runs/reproduce"))
     parser.add_argument("overrides", nargs="*", help="added to every run's configuration")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()  # overrides may stand behind options
     try:
         module = importlib.import_module(f"fedsim.reproductions.{args.name}")
     except ModuleNotFoundError as error:
@@ -122,6 +122,7 @@ def known() -> list[str]:
 def show(name: str, checks: Iterator[Check]) -> int:
     """Print the checks as a table; returns how many do not hold."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title=f"Reproduction: {name}", title_justify="left")
@@ -131,7 +132,8 @@ def show(name: str, checks: Iterator[Check]) -> int:
     for check in checks:
         verdict = {True: "holds", False: "FAILS", None: ""}[check.holds]
         failed += check.holds is False
-        table.add_row(check.claim, check.wanted, check.ours, verdict)
+        cells = (escape(text) for text in (check.claim, check.wanted, check.ours))
+        table.add_row(*cells, verdict)
     Console(width=110).print(table)
     return failed
 

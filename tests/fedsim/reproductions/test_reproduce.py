@@ -78,6 +78,38 @@ def test_only_claims_that_fail_are_counted(capsys):
     assert "FAILS" in capsys.readouterr().out
 
 
+def test_brackets_are_text_and_no_markup(capsys):
+    show("name", iter([Check(claim="a[x]", wanted="b", ours="c[/y]", holds=None)]))
+    shown = capsys.readouterr().out
+    assert "a[x]" in shown
+    assert "c[/y]" in shown
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--seeds", "2", "seed=3", "num_clients=4"], ["seed=3", "num_clients=4", "--seeds", "2"]],
+)
+def test_overrides_may_stand_before_and_behind_options(words, tmp_path, monkeypatch):
+    seen = []
+
+    def shown(name, checks):
+        del checks
+        seen.append(name)
+        return 0
+
+    class Made(Runner):
+        def __init__(self, **options):
+            seen.append((list(options["seeds"]), list(options["extra"])))
+            super().__init__(**options)
+
+    monkeypatch.setattr(reproduce, "show", shown)
+    monkeypatch.setattr(reproduce, "Runner", Made)
+    monkeypatch.setattr("sys.argv", ["x", "fedpub", "--folder", str(tmp_path), *words])
+    with pytest.raises(SystemExit):
+        reproduce.main()
+    assert seen == [([0, 1], ["seed=3", "num_clients=4"]), "fedpub"]
+
+
 def test_an_unknown_name_is_told_the_known_ones(monkeypatch):
     monkeypatch.setattr("sys.argv", ["fedsim-reproduce", "nothing"])
     with pytest.raises(SystemExit, match="fedrecon"):
