@@ -86,7 +86,7 @@ def test_tests_that_make_no_sense_are_refused(change):
     ("options", "text"),
     [
         ({"policy": "ignore"}, "reject, abort or clip"),
-        ({"policy": "clip"}, "needs gate.max_norm"),
+        ({"policy": "clip", "max_norm": None}, r"needs gate\.max_norm"),
         ({"max_norm": 0}, "above 0"),
         ({"max_bytes": -1}, "max_bytes"),
         ({"max_examples": math.nan}, "max_examples"),
