@@ -230,6 +230,13 @@ class Cohort:
         size = min(MAX_BLOCK, int(BLOCK_VALUES / workload.values))
         if size < MIN_BLOCK:
             raise UnstackableError("a step holds too much memory to gain from company")
+        _LOG.info(
+            "%s: up to %d clients at once on %s, about %.0f MB",
+            type(self.client).__name__,
+            size,
+            self.client.setting.device,
+            size * workload.values * 4 / 1e6,
+        )
         return size
 
     def _check(

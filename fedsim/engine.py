@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import logging
 import os
 import random
 from collections.abc import Callable
@@ -23,6 +24,8 @@ from fedsim.seeding import derive
 from fedsim.simulation import Simulation
 from fedsim.state import DiskStore, MemoryStore, Store
 from fedsim.tables import Row
+
+_LOG = logging.getLogger(__name__)
 
 Drive = Callable[[Grid, Roster], Row]  # the whole run, given where the clients are
 
@@ -59,6 +62,23 @@ def num_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+class _Printing(logging.Handler):
+    """Prints messages above the progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a message."""
+        print(record.getMessage())
+
+
+def announce() -> None:
+    """Print what the engine decides as it goes: how many clients at once, and why no more."""
+    for module in ("engine", "execution", "cohort_plan"):
+        log = logging.getLogger(f"fedsim.{module}")
+        log.setLevel(logging.INFO)
+        if not log.handlers:
+            log.addHandler(_Printing())
 
 
 class Engine(Protocol):
@@ -128,6 +148,19 @@ class LocalEngine:
                 " engine.cohort=auto to train clients at once"
             )
 
+    def plan(self, num_clients: int) -> str:
+        """Where clients train and how many at a time, in a line."""
+        where = torch.device(self.device)
+        name = "CPU"
+        if where.type == "cuda":
+            properties = torch.cuda.get_device_properties(where)
+            name = f"{properties.name}, {properties.total_memory / 1e9:.0f} GB"
+        count = self.num_workers(num_clients)
+        apart = count > 1 or self.timeout is not None
+        processes = f"{count} worker processes" if apart else "in this process"
+        together = "one by one" if self.cohort == "off" else f"blocks ({self.cohort})"
+        return f"{num_clients} clients on {self.device} ({name}), {processes}, {together}"
+
     def num_workers(self, num_clients: int) -> int:
         """Processes for so many clients."""
         if self.workers != "auto":
@@ -140,6 +173,9 @@ class LocalEngine:
         """See :class:`Engine`."""
         app = client_app_of(lambda _: simulation.client)
         count = simulation.setting.scenario.num_clients
+        if node["progress"]:
+            announce()
+            _LOG.info(self.plan(count))
         with self.grid(app, num_clients=count, seed=node["seed"], run_dir=run_dir) as grid:
             return drive(grid, grid.roster)
 

@@ -1,9 +1,12 @@
 """Answers messages with the client app: one by one, or a block of clients at once."""
 
 import itertools
+import logging
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
@@ -15,6 +18,8 @@ from fedsim.replies import BlockReply, addressee
 from fedsim.roster import LocalRoster
 
 UserConfig = dict[str, bool | float | int | str]
+_LOG = logging.getLogger(__name__)
+
 Record = ArrayRecord | ConfigRecord | MetricRecord
 States = dict[int, RecordDict]  # client to what it remembers
 Decoded = dict[int, tuple[ArrayRecord, ArrayRecord]]  # by id: a record, kept, and it decoded
@@ -90,6 +95,7 @@ class Executor:
         self._raise_errors = raise_errors
         self._cohort: CohortSize = cohort
         self._declined = False
+        self.most = sys.maxsize  # clients at once that memory has been enough for so far
 
     def run(self, work: Work, shared: Decoded) -> Done:
         """Answer the messages at once or, if that is not possible, one by one.
@@ -147,10 +153,28 @@ class Executor:
         contexts = [self.context(c, work.run_id, work.states.get(c)) for c in ids]
         try:
             replies = app.train_block(work.messages, contexts, self._cohort)
+        except torch.OutOfMemoryError:
+            return self._run_halves(work), None
         except Exception as error:  # one by one shows whose error it is, or that there is none
             return None, f"a block failed with {type(error).__name__}: {error}"
         states = {c: x.state for c, x in zip(ids, contexts, strict=True) if len(x.state) > 0}
         return Done(replies=replies, states=states), None
+
+    def _run_halves(self, work: Work) -> Done:
+        """The same clients in smaller blocks, since memory is too small for all of them at once."""
+        middle = len(work.messages) // 2
+        if middle < self.most:
+            self.most = middle
+            _LOG.warning("out of memory: at most %d clients at once from now on", middle)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        whole = Done(replies=[])
+        for messages in (work.messages[:middle], work.messages[middle:]):
+            done = self.run(replace(work, messages=messages), {})
+            whole.replies += done.replies
+            whole.states |= done.states
+            whole.declined = whole.declined or done.declined
+        return whole
 
     def _answer(self, message: Message, run_id: int, states: States, shared: Decoded) -> Message:
         """Run one message and return its reply."""

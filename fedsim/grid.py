@@ -185,6 +185,7 @@ class LocalGrid(Grid):
         known = all(0 <= self._client(m) < self.roster.num_clients for m in queue)
         if self._cohort != "off" and alike and known and isinstance(app, BlockApp):
             size = app.block_size(queue[0], self._context(self._client(queue[0])), self._cohort)
+            size = min(size, self._executor.most)
         clients = [list(group) for _, group in itertools.groupby(queue, self._client)]
         count = -(-len(clients) // size)
         cuts = [len(clients) * number // max(count, 1) for number in range(count + 1)]
