@@ -39,9 +39,9 @@ class FedSage(Strategy[FedSageState]):
     The first ``2 * steps`` rounds improve the generators. In odd ones (``generate``) a client sends
     its generator with some noisy codes of nodes; in even ones (``compare``) every client gets all
     others' and returns, for each, the gradient of how far the generated neighbours are from its own
-    nodes. The server adds the gradients of a generator up, so that its owner learns only their sum,
-    and hands them out in the next ``generate`` round or the first of the others (``classify``),
-    which are federated averaging.
+    nodes. The server adds the gradients of a generator up, so that its owner learns only their sum
+    (with two clients: the one of the other), and hands them out in the next ``generate`` round or
+    the first of the others (``classify``), which are federated averaging.
 
     Records down: ``arrays``; ``gradient``; ``generator.J`` and ``codes.J`` of client ``J``.
     Records up: ``generator`` and ``codes``; ``gradient.J``; ``arrays``. Features and links of
