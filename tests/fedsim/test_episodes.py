@@ -163,18 +163,17 @@ def test_a_backbone_can_start_from_the_encoder():
         assert torch.equal(net.state_dict()[name], tensor)
 
 
-@pytest.mark.parametrize(
-    "second", [metric_losses.proto_triplet, metric_losses.icnn], ids=lambda f: f.__name__
-)
-def test_metric_losses_keep_few_shot_accuracy_and_compact_unseen_classes(second):
-    """Digits: train on 6 classes, 5-shot episodes of the other 4, three seeds."""
-    data = digits()
-    unseen = {"plain": [], "both": []}
-    for seed in range(3):
-        for name, losses in (
-            ("plain", [metric_losses.prototypical]),
-            ("both", [metric_losses.prototypical, second]),
-        ):
+def test_metric_losses_compact_unseen_classes_and_cost_little():
+    """Digits: train on 6 classes, 5-shot episodes of the other 4; medians over five seeds.
+
+    From one seed to another the accuracy of either side moves by ten points, and so does the
+    difference; the median is within five points. docs/reconnaissance.md has the numbers.
+    """
+    data, plain = digits(), [metric_losses.prototypical]
+    unseen = {"plain": [], "proto_triplet": [], "icnn": []}
+    for seed in range(5):
+        for name, results in unseen.items():
+            losses = plain if name == "plain" else [*plain, getattr(metric_losses, name)]
             training = recipe(losses=losses, episodes=150, ways=6, shots=5, queries=5, seed=seed)
             encoder = prototypical(
                 input_shape=(1, 8, 8),
@@ -183,11 +182,11 @@ def test_metric_losses_keep_few_shot_accuracy_and_compact_unseen_classes(second)
                 training=training,
                 num_classes=6,
             )
-            unseen[name].append(few_shot(encoder, data, seed))
-    accuracy = {name: np.mean([a for a, _ in values]) for name, values in unseen.items()}
-    spread = {name: np.mean([s for _, s in values]) for name, values in unseen.items()}
-    assert accuracy["both"] >= accuracy["plain"] - 0.01
-    assert spread["both"] < spread["plain"]
+            results.append(few_shot(encoder, data, seed))
+    for name in ("proto_triplet", "icnn"):
+        accuracy, spread = np.median(np.subtract(unseen[name], unseen["plain"]), axis=0)
+        assert accuracy >= -0.05, name
+        assert spread < 0.0, name
 
 
 def few_shot(encoder, data, seed, draws=30):
