@@ -1,13 +1,16 @@
-"""Flower's federated averaging of blocks of clients: one product of weights and stacked tensors.
+"""Flower's federated averaging, where its own code costs more than what it does.
 
-Used only where clients are trained at once (``engine.cohort``), where results equal one by one up
-to rounding; elsewhere Flower's own code sums client by client.
+Averaging blocks of clients is one product of weights and stacked tensors. It is used only where
+clients are trained at once (``engine.cohort``), where results equal one by one up to rounding;
+elsewhere Flower's own code sums client by client.
 """
 
+import random
 from collections.abc import Iterable
 
 import torch
-from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
@@ -15,7 +18,8 @@ from torch import Tensor
 
 from fedsim.arrays import Params, to_record
 from fedsim.bundle import Bundle
-from fedsim.replies import NUM_EXAMPLES, BlockReply
+from fedsim.grid import LocalGrid
+from fedsim.replies import NUM_EXAMPLES, SERVER_ROUND, BlockReply, addressed
 
 
 def average_blocks(
@@ -28,6 +32,35 @@ def average_blocks(
     if not held or not all(isinstance(r, BlockReply) and r.upload is not None for r in held):
         return strategy.aggregate_train(round_, held)
     return _average([reply for reply in held if isinstance(reply, BlockReply)])
+
+
+def configured(
+    strategy: FlowerStrategy, round_: int, arrays: ArrayRecord, grid: Grid
+) -> Iterable[Message]:
+    """The messages of a round; what Flower's ``FedAvg`` asks, without walking over all nodes.
+
+    Flower copies the list of nodes twice a round, which takes longer than the round if there are a
+    million. Drawn are the same nodes, since the draw depends on their number only.
+    """
+    config = ConfigRecord()
+    if not isinstance(grid, LocalGrid) or not isinstance(strategy, FedAvg) or _asks(strategy):
+        return strategy.configure_train(round_, arrays, config, grid)
+    nodes = grid.nodes()
+    size = max(int(len(nodes) * strategy.fraction_train), strategy.min_train_nodes)
+    if not 0 < size <= len(nodes) or len(nodes) < strategy.min_available_nodes:
+        return strategy.configure_train(round_, arrays, config, grid)  # it has words for that
+    config[SERVER_ROUND] = round_
+    content = RecordDict({strategy.arrayrecord_key: arrays, strategy.configrecord_key: config})
+    chosen = random.sample(nodes, size)
+    first = Message(content, chosen[0], MessageType.TRAIN)
+    return [first, *(addressed(first, node) for node in chosen[1:])]
+
+
+def _asks(strategy: FedAvg) -> bool:
+    """Whether a strategy asks its clients for something in a way of its own."""
+    names = ("configure_train", "_construct_messages")
+    own = any(getattr(type(strategy), n) is not getattr(FedAvg, n) for n in names)
+    return own or strategy.fraction_train == 0.0
 
 
 def averages(strategy: FlowerStrategy) -> bool:

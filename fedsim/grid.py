@@ -134,11 +134,14 @@ class LocalGrid(Grid):
         """See Flower's ``Grid``."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
+    def nodes(self) -> range:
+        """All node ids, ascending, without making them."""
+        return range(FIRST_NODE, FIRST_NODE + self.roster.num_clients)
+
     def get_node_ids(self) -> Iterable[int]:
         """All node ids, ascending; the same tuple every time, so that copying it is cheap."""
         if self._node_ids is None:
-            count = self.roster.num_clients
-            self._node_ids = tuple(range(FIRST_NODE, FIRST_NODE + count))
+            self._node_ids = tuple(self.nodes())
         return self._node_ids
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:

@@ -12,7 +12,7 @@ from typing import Any
 _AGAIN_S = 0.2  # some launchers pass a signal on that the terminal sent us as well
 
 
-class Interrupted(KeyboardInterrupt):  # noqa: N818 - the name of its base
+class Interrupted(KeyboardInterrupt):
     """A signal asked the run to stop.
 
     Attributes:

@@ -13,7 +13,7 @@ from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from torch import Tensor
 
 from fedsim.arrays import Records, num_bytes, to_params, to_record
-from fedsim.averaging import average_blocks
+from fedsim.averaging import average_blocks, configured
 from fedsim.checks import VoidRoundError
 from fedsim.clock import Clock, Tick
 from fedsim.evaluation import Evaluation
@@ -91,9 +91,7 @@ class Loop:
         round_ = log.tick.round
         start = time.perf_counter()
         with flower_sampling(derive(self.seed, "sample", round_)):
-            messages = list(
-                self.strategy.configure_train(round_, arrays, ConfigRecord(), self.grid)
-            )
+            messages = list(configured(self.strategy, round_, arrays, self.grid))
         log.seconds["configure"] = time.perf_counter() - start
         _count_bytes(messages, log.download_bytes)
         intake = self._intake()

@@ -112,6 +112,13 @@ def addressee(message: Message) -> int:
     return node
 
 
+def addressed(message: Message, node: int) -> Message:
+    """The same message for another node."""
+    metadata = Metadata.__new__(Metadata)
+    metadata.__dict__.update(message.metadata.__dict__, _dst_node_id=node)
+    return _rebuilt(metadata, message.content)
+
+
 def answering(asked: Metadata) -> Metadata:
     """Metadata of a reply, as Flower's ``Message`` makes them, without its checks."""
     was, now = asked.__dict__, time.time()

@@ -4,15 +4,16 @@ import pickle
 
 import pytest
 import torch
-from flwr.app import Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedProx
 
 from fedsim.apps import client_app_of
 from fedsim.arrays import to_params
-from fedsim.averaging import average_blocks, averages
+from fedsim.averaging import average_blocks, averages, configured
 from fedsim.bundle import Bundle, row_of
 from fedsim.gate import squared_norm
 from fedsim.grid import LocalGrid
+from fedsim.loop import flower_sampling
 from fedsim.replies import BlockReply, block_reply
 from fedsim.wire import Upload, content_bytes, round_of, to_reply, to_upload
 from strategies.mean import Mean
@@ -162,3 +163,36 @@ def test_a_strategy_of_its_own_gets_the_messages():
     assert any(isinstance(reply, BlockReply) for reply in seen)  # those of equal length
     assert len(seen) == 9 * (len(logs) - 1)
     assert "arrays" in seen[0].content.array_records
+
+
+@pytest.mark.parametrize(
+    ("count", "options"),
+    [
+        (9, {"fraction_train": 1.0}),
+        (50, {"fraction_train": 0.3}),
+        (50, {"fraction_train": 0.01, "min_train_nodes": 4}),
+        (5000, {"fraction_train": 0.002, "arrayrecord_key": "model"}),
+    ],
+)
+def test_the_messages_are_those_of_flowers_averaging(count, options):
+    grid = LocalGrid(client_app_of(lambda _: None), count)
+    strategy, arrays = FedAvg(**options), first_arrays(small_setting())
+    with flower_sampling(5):
+        wanted = list(strategy.configure_train(ROUND, arrays, ConfigRecord(), grid))
+    with flower_sampling(5):
+        got = list(configured(strategy, ROUND, arrays, grid))
+    assert [m.metadata.dst_node_id for m in got] == [m.metadata.dst_node_id for m in wanted]
+    for ours, theirs in zip(got, wanted, strict=True):
+        left, right = (
+            {k: v for k, v in m.metadata.__dict__.items() if k != "_created_at"}
+            for m in (ours, theirs)
+        )
+        assert left == right
+        assert dict(ours.content) == dict(theirs.content)
+
+
+def test_strategies_that_ask_in_their_own_way_do(monkeypatch):
+    grid, arrays = LocalGrid(client_app_of(lambda _: None), 4), first_arrays(small_setting())
+    (first, *_) = configured(FedProx(proximal_mu=0.5), ROUND, arrays, grid)
+    assert first.content["config"]["proximal-mu"] == 0.5
+    assert list(configured(FedAvg(fraction_train=0.0), ROUND, arrays, grid)) == []
