@@ -53,8 +53,8 @@ class GCFLState:
 class GCFL(Strategy[GCFLState]):
     """Averages inside clusters, which split in two where their members want different models.
 
-    With ``d_i`` the update of client ``i``, a cluster splits in a round after ``warmup`` if its mean
-    update is small, ``|mean d| < mean_below * max |d_i|``, while the largest is not,
+    With ``d_i`` the update of client ``i``, a cluster splits in a round after ``warmup`` if its
+    mean update is small, ``|mean d| < mean_below * max |d_i|``, while the largest is not,
     ``max |d_i| > largest_above``. The halves are the sides of the minimum cut of the graph of
     cosines between updates. Newcomers join the largest cluster.
 
