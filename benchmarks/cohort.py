@@ -1,18 +1,20 @@
 """Rounds of many clients at once, against a plain PyTorch loop over the same clients, in one run.
 
-    python benchmarks/cohort.py                    W1, W2 and W3; a table and results/cohort.json
+    python benchmarks/cohort.py                    all; a table, results/cohort.json and cohort.png
     python benchmarks/cohort.py W2 --rounds 20     one of them, more rounds
     python benchmarks/cohort.py W2 --ray           also Flower's own engine (extra `ray`)
 
 W1: 100 clients, all a round, 50 images each, small CNN (29,066 parameters), batches of 10.
 W2: 50 clients, all a round, 36 vectors each, logistic regression, batches of 32 (32 and 4).
 W3: 10,000 registered clients, 100 a round, 20 vectors each, logistic regression.
+W4: 20 clients, 128 images each, a CNN too large to gain from company, batches of 64.
 
 The plain loop is what one writes by hand: one model and one `torch.optim.SGD` for all clients, data
-in memory, weighted mean at the end. `fedsim` is Flower's FedAvg over `LocalGrid` with
-`engine.cohort=auto`, with every check and message of a real run; `one by one` is `cohort=off`. All
-take turns, round by round, so that they see the same machine; figures are medians over rounds of
-CPU seconds of one thread, and ratios are of the rounds of one turn.
+in memory, weighted mean at the end. `torch.func` is bare `vmap` of gradients for all clients of a
+round. `fedsim` is Flower's FedAvg over `LocalGrid` with `engine.cohort=auto`, with every check and
+message of a real run; `one by one` is `cohort=off`. All take turns, round by round, so that they
+see the same machine; figures are medians over rounds of CPU seconds of one thread, and ratios are
+of the rounds of one turn.
 """
 
 import argparse
@@ -37,6 +39,7 @@ from flwr.serverapp.strategy import FedAvg
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy
 
 from clients.sgd import SGD
@@ -84,6 +87,9 @@ WORKLOADS = {
     ),
     "W3": Workload(
         clients=10_000, cohort=100, samples=20, batch=32, shape=(64,), backbone=Flatten, rounds=15
+    ),
+    "W4": Workload(
+        clients=20, cohort=20, samples=128, batch=64, shape=(3, 32, 32), backbone=LeNet, rounds=4
     ),
 }
 
@@ -160,6 +166,33 @@ def plain_rounds(common: Setting, work: Workload) -> Iterator[list[Tensor]]:
         yield whole
 
 
+def func_rounds(common: Setting, work: Workload) -> Iterator[list[Tensor]]:
+    """All clients of a round at once with `torch.func`, and nothing else: all data in memory."""
+    model = initial_model(common)
+    whole = {name: p.detach().clone() for name, p in model.named_parameters()}
+    shards = [common.scenario.shard(c, 0, "train") for c in range(work.clients)]
+    inputs = torch.stack([shard.inputs for shard in shards])
+    targets = torch.stack([shard.targets for shard in shards])
+    draw = random.Random(SEED)
+
+    def loss(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        return cross_entropy(functional_call(model, weights, (x,)), y)
+
+    gradients = vmap(grad(loss))
+    for round_ in range(1, 10_000):
+        chosen = sorted(draw.sample(range(work.clients), work.cohort))
+        rngs = [generator(SEED, "train", round_, client) for client in chosen]
+        order = torch.stack([torch.randperm(work.samples, generator=rng) for rng in rngs])
+        rows = torch.tensor(chosen).unsqueeze(1)
+        weights = {n: w.expand(work.cohort, *w.shape).clone() for n, w in whole.items()}
+        for part in torch.split(order, work.batch, dim=1):
+            found = gradients(weights, inputs[rows, part], targets[rows, part])
+            for name, weight in weights.items():
+                weight.sub_(found[name], alpha=LR)
+        whole = {name: weight.mean(0) for name, weight in weights.items()}
+        yield list(whole.values())
+
+
 def seconds(step: Callable[[], object]) -> float:
     """CPU seconds of one call; all of it is one thread of this process."""
     start = time.process_time()
@@ -172,6 +205,7 @@ def compare(name: str, work: Workload, rounds: int) -> list[dict[str, object]]:
     common = setting(work)
     ways: dict[str, Iterator[list[Tensor]]] = {
         "plain loop": plain_rounds(common, work),
+        "torch.func": func_rounds(common, work),
         "fedsim": fedsim_rounds(common, work, "auto"),
         "fedsim, one by one": fedsim_rounds(setting(work), work, "off"),
     }
@@ -266,6 +300,21 @@ def show(rows: list[dict[str, object]]) -> None:
     Console(width=120).print(table)
 
 
+def plot(rows: list[dict[str, object]], path: Path) -> None:
+    """Ratios to the plain loop, by workload."""
+    from matplotlib.figure import Figure
+
+    shown = [row for row in rows if "ratio" in row and row["way"] != "plain loop"]
+    figure = Figure(figsize=(7, 0.5 + 0.3 * len(shown)), layout="constrained")
+    axes = figure.subplots()
+    names = [f"{row['workload']}, {row['way']}" for row in shown]
+    axes.barh(names, [float(str(row["ratio"])) for row in shown])
+    axes.axvline(1.0, color="black", linewidth=1)
+    axes.invert_yaxis()
+    axes.set_xlabel("CPU time of a round, of a plain PyTorch loop's")
+    figure.savefig(path)
+
+
 def main() -> None:
     """Measure, print and save."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -285,6 +334,7 @@ def main() -> None:
     OUT.mkdir(exist_ok=True)
     content = {"argv": sys.argv, "versions": versions(), "rows": rows}
     (OUT / "cohort.json").write_text(json.dumps(content, indent=2))
+    plot(rows, OUT / "cohort.png")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python benchmarks/million.py                        1,000,000 against 1,000, 100 a round
     python benchmarks/million.py --clients 100000       another number
 
-Two scenarios. `data`: 20 examples a client, resampled from 2,000, logistic regression; of many
+Two scenarios. `data`: 20 examples a client, resampled from 2,000, and a small model; of many
 clients each is a new one, whose data has to be cut, while few come back. `state`: clients without
 data that add to a memory of 2,600 bytes of their own, of which 200 are held in memory and the
 others on disk (`engine.keep_states=200`). CPU seconds of one thread, medians over rounds that take
@@ -18,6 +18,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -45,11 +47,9 @@ def seconds(step: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def data_rounds(num_clients: int) -> Iterator[object]:
-    """Rounds of clients with data of their own."""
-    from dataclasses import replace
-
-    work = replace(WORKLOADS["W3"], clients=num_clients, cohort=COHORT)
+def data_rounds(num_clients: int, like: str = "W3") -> Iterator[object]:
+    """Rounds of clients with 20 examples of their own."""
+    work = replace(WORKLOADS[like], clients=num_clients, cohort=COHORT, samples=20)
     return fedsim_rounds(setting(work), work, "off")
 
 
@@ -119,6 +119,8 @@ def main() -> None:
             return state_rounds(num_clients, Path(folder) / str(num_clients))
 
         rows = compare("data", data_rounds, options.clients, options.rounds)
+        cnn = partial(data_rounds, like="W1")
+        rows += compare("data, small CNN", cnn, options.clients, options.rounds // 3)
         rows += compare("state", remember, options.clients, options.rounds)
         files = sum(1 for _ in Path(folder).glob(f"{options.clients}/clients/*/*.state"))
     rows.append({"measure": "state: clients on disk", "value": files, "unit": ""})

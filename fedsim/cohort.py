@@ -19,7 +19,7 @@ from fedsim.cohort_batches import Feed, Step, whole_epochs
 from fedsim.cohort_training import BlockTraining, Noise, PaddedDrawError
 from fedsim.cohort_views import UnstackableError
 from fedsim.data import Batch, Shard
-from fedsim.seeding import derive, generator
+from fedsim.seeding import derive
 from fedsim.state import ClientState
 from fedsim.training import seeded
 from fedsim.wire import Download, Upload
@@ -137,16 +137,17 @@ class Block:
         """Train all clients to the end of their batches."""
         client, options = self.client, self.client.training
         seed = client.setting.seed
-        rngs = [generator(seed, "train", self._round, client_id) for client_id in self._ids]
+        seeds = [derive(seed, "train", self._round, client_id) for client_id in self._ids]
         everyone = list(range(len(self._ids)))
         if not client.overrides("batches") and _are_alike(self.shards):
-            for batch in whole_epochs(self.shards, options.batch_size, options.epochs, rngs):
+            for batch in whole_epochs(self.shards, options.batch_size, options.epochs, seeds):
                 size = batch.targets.shape[1]
                 step = Step(places=everyone, batch=batch, sizes=[size] * len(everyone))
                 self._loss_sums.add_(training.take([step]).double().cpu(), alpha=size)
                 self._examples += size
             self._together = True
             return
+        rngs = [torch.Generator().manual_seed(seed) for seed in seeds]
         parts = zip(self.shards, self.downs, self.states, rngs, strict=True)
         feed = Feed([iter(client.batches(*part)) for part in parts])
         rows = everyone

@@ -91,12 +91,12 @@ class Feed:
 
 
 def whole_epochs(
-    shards: Sequence[Shard], batch_size: int, epochs: int, rngs: Sequence[torch.Generator]
+    shards: Sequence[Shard], batch_size: int, epochs: int, seeds: Sequence[int]
 ) -> Iterator[Batch]:
     """Stacked batches ``[k, n, ...]`` of clients that hold equally many examples.
 
-    The same batches as each shard's own :meth:`fedsim.data.Shard.batches`, drawn from the same
-    generators.
+    The same batches as each shard's own :meth:`fedsim.data.Shard.batches`, drawn from generators of
+    these seeds.
     """
     count = len(shards[0])
     size = batch_size or count
@@ -106,8 +106,14 @@ def whole_epochs(
     first = torch.arange(len(shards)).unsqueeze(1) * count  # row of every client's first example
     flat_inputs, flat_targets = inputs.flatten(0, 1), targets.flatten(0, 1)
     flat_tasks = None if tasks is None else tasks.flatten(0, 1)
-    for _ in range(epochs):
-        order = torch.stack([torch.randperm(count, generator=rng) for rng in rngs])
+    rng = torch.Generator()  # making one takes as long as drawing an order
+    orders: list[list[Tensor]] = [[] for _ in range(epochs)]
+    for seed in seeds:
+        rng.manual_seed(seed)
+        for drawn in orders:
+            drawn.append(torch.randperm(count, generator=rng))
+    for drawn in orders:
+        order = torch.stack(drawn)
         for part in torch.split(order, size, dim=1):
             rows = (part + first).flatten()
 

@@ -104,6 +104,7 @@ class BlockTraining:
         self._optimizer: Optimizer = client._optimizer(
             list(self._params.values()), downs[0], states[0]
         )
+        self._descends = _is_plain_descent(self._optimizer)
         self._clip_norm = client.training.clip_norm
         self._places = list(range(len(downs)))  # of the active clients in the block
         self._noise = noise
@@ -129,8 +130,18 @@ class BlockTraining:
             losses = self._gather(steps)
         if self._clip_norm is not None:
             _clip([p.grad for p in self._params.values() if p.grad is not None], self._clip_norm)
-        self._optimizer.step()
+        self._step()
         return losses
+
+    def _step(self) -> None:
+        """One step of the optimiser; plain gradient descent without what torch does around it."""
+        if not self._descends:
+            self._optimizer.step()
+            return
+        for group in self._optimizer.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            with torch.no_grad():
+                torch._foreach_add_(params, [p.grad for p in params], alpha=-group["lr"])
 
     def keep(self, places: list[int]) -> list[Params]:
         """Go on with some of the active clients; returns the weights of the others, in order."""
@@ -262,6 +273,14 @@ def _cut(tensors: Sequence[Tensor], lengths: Sequence[int]) -> list[list[Tensor]
         parts.append(list(tensors[start : start + length]))
         start += length
     return parts
+
+
+def _is_plain_descent(optimizer: Optimizer) -> bool:
+    """Whether a step subtracts the gradient times the rate and does nothing else."""
+    return type(optimizer) is torch.optim.SGD and not any(
+        group["momentum"] or group["weight_decay"] or group["maximize"]
+        for group in optimizer.param_groups
+    )
 
 
 def _is_plain(step: Step) -> bool:

@@ -14,7 +14,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedsim.apps import BlockApp
 from fedsim.cohort_plan import CohortSize
 from fedsim.execution import Decoded, Done, Executor, UserConfig, Work, parts_of, shared_records
-from fedsim.replies import addressee
+from fedsim.replies import DEADLINE, addressee
 from fedsim.roster import FIRST_NODE, LocalRoster
 from fedsim.state import MemoryStore, Store
 from fedsim.workers import Lost, WorkerPool
@@ -249,7 +249,9 @@ class LocalGrid(Grid):
         if not lost.late and self._raise_errors:
             clients = ", ".join(str(self._client(message)) for message in work.messages)
             raise RuntimeError(f"worker processes die when they run client {clients}")
-        reason = f"deadline: no reply within {self._timeout} s" if lost.late else "its workers died"
+        reason = (
+            f"{DEADLINE}: no reply within {self._timeout} s" if lost.late else "its workers died"
+        )
         error = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason)
         return Done(replies=[Message(error, reply_to=message) for message in work.messages])
 

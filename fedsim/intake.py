@@ -14,6 +14,7 @@ from fedsim.evaluation import Evaluation
 from fedsim.faults import Faults
 from fedsim.forms import Fault, Form
 from fedsim.gate import Gate, Rejection, evaluation_fault, is_idle, loss_fault
+from fedsim.replies import sender
 from fedsim.roster import Roster
 from fedsim.roundlog import RoundLog
 from fedsim.screen import Arrival, Screen, outvoted
@@ -160,7 +161,7 @@ class Intake:
     def client(self, message: Message) -> int:
         """Who sent a reply; -1 if the node is nobody's."""
         try:
-            return self.roster.client(message.metadata.src_node_id)
+            return self.roster.client(sender(message))
         except KeyError:
             return -1
 

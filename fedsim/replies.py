@@ -13,6 +13,7 @@ from fedsim.arrays import LocalContent, fill, to_record
 from fedsim.bundle import Row, row_of
 
 NUM_EXAMPLES = "num-examples"  # the key by which Flower's strategies weigh
+DEADLINE = "deadline"  # how the reason of an error begins that says that a client was too slow
 SERVER_ROUND = "server-round"  # the key under which Flower's strategies send the round
 
 
@@ -109,6 +110,12 @@ def block_reply(upload: Any, message: Message, round_: int) -> BlockReply | None
 def addressee(message: Message) -> int:
     """The node that a message is for; Flower's own properties take several times as long."""
     node: int = message.__dict__["_metadata"].__dict__["_dst_node_id"]
+    return node
+
+
+def sender(message: Message) -> int:
+    """The node that a message comes from; see :func:`addressee`."""
+    node: int = message.__dict__["_metadata"].__dict__["_src_node_id"]
     return node
 
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import torch
-from flwr.app import Message, MetricRecord, RecordDict
+from flwr.app import Error, Message, MetricRecord, RecordDict
 
 from fedsim.arrays import LocalContent, Params, Records, fill, to_params, to_record
 from fedsim.bundle import Row, row_of
 from fedsim.forms import Fault, Form, Sizes, check, fields_of
 from fedsim.gate import Gate, floats, is_finite, squared_norm, weight_fault
-from fedsim.replies import BlockReply
+from fedsim.replies import DEADLINE, BlockReply
 from fedsim.wire import Upload, content_bytes, round_of, to_upload
 
 MODEL_RECORDS = ("arrays", "base", "decoder")  # weights: what changed in them is the update
@@ -68,9 +68,9 @@ class Screen:
         if client in self._answered:
             return Fault("duplicate", "a second reply in the same round")
         self._answered.add(client)
-        if reply.has_error():
-            return Fault("error", reply.error.reason or "no reason given")
         block = reply if isinstance(reply, BlockReply) and reply.upload is not None else None
+        if block is None and reply.has_error():
+            return _failure(reply.error)
         size = content_bytes(reply.content) if block is None else block.num_bytes()
         if size > self._gate.max_bytes:
             return Fault("size", f"{size} bytes, gate.max_bytes is {self._gate.max_bytes}")
@@ -192,6 +192,12 @@ class Screen:
             else:
                 records[name] = params
         return replace(upload, records=records)
+
+
+def _failure(error: Error) -> Fault:
+    """Why there is no reply but an error."""
+    reason = error.reason or "no reason given"
+    return Fault("late" if reason.startswith(DEADLINE) else "error", reason)
 
 
 def _squares(upload: Upload, row: Row | None) -> dict[str, float]:
