@@ -267,7 +267,11 @@ def flower_on_ray(name: str, work: Workload) -> dict[str, object]:
         marks.append(time.perf_counter())
 
     app = client_app_of(lambda _: SGD(common, training=training))
-    run_simulation(server, app, work.clients, backend_config={"client_resources": {"num_cpus": 1}})
+    backend = {
+        "client_resources": {"num_cpus": 1},
+        "init_args": {"address": "local", "include_dashboard": False},
+    }
+    run_simulation(server, app, work.clients, backend_config=backend)  # type: ignore[arg-type]
     spent = statistics.median(b - a for a, b in itertools.pairwise(marks[1:]))
     return {"workload": name, "way": "Flower on Ray", "ms a round": 1e3 * spent, "clock": "wall"}
 
