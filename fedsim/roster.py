@@ -258,8 +258,9 @@ def ask_roster(grid: Grid, num_clients: int, *, wait: float) -> NodeRoster:
             continue
         client = int(reply.content["metrics"]["client"])  # type: ignore[arg-type]
         if client in node_of:
+            one, other = sorted((node_of[client], node))
             raise RuntimeError(
-                f"two nodes, {node_of[client]} and {node}, have partition-id={client}; give every"
+                f"two nodes, {one} and {other}, have partition-id={client}; give every"
                 " node its own in --node-config"
             )
         node_of[client] = node

@@ -1,10 +1,15 @@
 """What all tests share."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 import torch
+
+
+# A shell's background job ignores Ctrl-C, and so would every process that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
