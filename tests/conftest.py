@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-
 # A shell's background job ignores Ctrl-C, and so would every process that a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
