@@ -26,6 +26,7 @@ from fedsim.arrays import to_record
 from fedsim.backbones.vision import Flatten
 from fedsim.client import Setting, initial_model
 from fedsim.clock import MilestoneClock
+from fedsim.engine import settle_process
 from fedsim.grid import LocalGrid
 from fedsim.loop import Loop
 from fedsim.model import Model
@@ -47,6 +48,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    settle_process()  # as every run of the engine does
     scenario = Missions(
         dataset=toy(
             num_classes=CLASSES,

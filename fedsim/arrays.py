@@ -176,7 +176,20 @@ class LocalContent(RecordDict):
 
     Flower makes ``array_records`` and its siblings anew at every access, with every check; here
     they are made without. They still write through to the content.
+
+    Attributes:
+        known: What was read from it; forgotten when it is written to.
     """
+
+    known: Any = None
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.known = None
+        super().__setitem__(key, value)
+
+    def __delitem__(self, key: Any) -> None:
+        self.known = None
+        super().__delitem__(key)
 
     @classmethod
     def of(cls, content: RecordDict) -> "LocalContent":

@@ -172,8 +172,8 @@ class Client:
 
     def tests_in_training(self, down: Download) -> bool:
         """Whether the model is to be tested right after this round's local steps."""
-        due = self.setting.clock.evaluates(down.tick.round)
-        return due and self.setting.evaluation.in_training
+        setting = self.setting
+        return setting.evaluation.in_training and setting.clock.evaluates(down.tick.round)
 
     def measure(self, down: Download, state: ClientState) -> Metrics:
         """The lists of :meth:`evaluate` for the model as it is.

@@ -66,6 +66,7 @@ class Clock:
         self.evaluate_every = evaluate_every
         self._ends = np.cumsum(rounds)  # last round of each experience, [E]
         self.num_rounds = int(self._ends[-1])
+        self._last: tuple[tuple[int, int, int], Tick] | None = None  # most ask for the same one
 
     def at(self, round_: int, client_id: int | None = None) -> Tick:
         """The tick of a client in a round; ``client_id=None`` asks for the server's own time."""
@@ -85,6 +86,12 @@ class Clock:
 
     def _tick(self, round_: int, shift: int, joins: int = 1) -> Tick:
         """The tick of a participant whose boundaries lie ``shift`` rounds after the server's."""
+        asked = round_, shift, joins
+        if self._last is None or self._last[0] != asked:
+            self._last = asked, self._worked_out(round_, shift, joins)
+        return self._last[1]
+
+    def _worked_out(self, round_: int, shift: int, joins: int) -> Tick:
         if not 1 <= round_ <= self.num_rounds:
             raise ValueError(f"round must lie in [1, {self.num_rounds}], got {round_}")
         if round_ < joins:

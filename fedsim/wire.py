@@ -11,7 +11,16 @@ from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
-from fedsim.arrays import Params, Records, TensorArray, fill, num_bytes, to_params, to_record
+from fedsim.arrays import (
+    LocalContent,
+    Params,
+    Records,
+    TensorArray,
+    fill,
+    num_bytes,
+    to_params,
+    to_record,
+)
 from fedsim.clock import Clock, Tick
 
 __all__ = ["Config", "Download", "Metrics", "Params", "Records", "Upload"]
@@ -150,9 +159,13 @@ def to_upload(reply: Message, client_id: int) -> Upload:
     Raises:
         ValueError: If the reply has no ``num-examples``.
     """
+    content = reply.content
+    if isinstance(content, LocalContent) and content.known is not None:
+        upload: Upload = content.known
+        return upload
     records: Records = {}
     metrics: Metrics = {}
-    for name, record in reply.content.items():
+    for name, record in content.items():
         if isinstance(record, ArrayRecord):
             records[name] = to_params(record)
         elif isinstance(record, MetricRecord):
@@ -160,7 +173,12 @@ def to_upload(reply: Message, client_id: int) -> Upload:
     num_examples = metrics.pop(NUM_EXAMPLES, None)
     if not isinstance(num_examples, int | float):
         raise ValueError(f"the reply needs a number {NUM_EXAMPLES!r}, got {num_examples!r}")
-    return Upload(client_id=client_id, num_examples=num_examples, records=records, metrics=metrics)
+    upload = Upload(
+        client_id=client_id, num_examples=num_examples, records=records, metrics=metrics
+    )
+    if isinstance(content, LocalContent):
+        content.known = upload  # the gate reads it first, then the strategy
+    return upload
 
 
 def round_of(content: RecordDict) -> int | None:
@@ -181,12 +199,12 @@ def restamped(content: RecordDict, round_: int) -> RecordDict:
 
 def content_bytes(content: RecordDict) -> int:
     """Memory that a message's content takes, without decoding or copying any of it."""
-    return sum(
-        len(name)
-        + (_array_bytes(value) if isinstance(record, ArrayRecord) else _value_bytes(value))
-        for record in content.values()
-        for name, value in record.items()
-    )
+    total = 0
+    for record in content.values():
+        size = _array_bytes if isinstance(record, ArrayRecord) else _value_bytes
+        for name, value in record.items():
+            total += len(name) + size(value)
+    return total
 
 
 def _array_bytes(array: Any) -> int:

@@ -3,6 +3,7 @@ import torch
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedsim.arrays import LocalContent, to_record
 from fedsim.clock import Clock
 from fedsim.grid import LocalGrid
 from fedsim.wire import Download, Upload, to_content, to_download, to_reply, to_upload
@@ -61,3 +62,13 @@ def test_a_reply_without_weight_is_refused():
     )
     with pytest.raises(ValueError, match="num-examples"):
         to_upload(reply, 0)
+
+
+def test_a_content_that_was_read_is_read_anew_after_a_change():
+    up = Upload(client_id=3, num_examples=7, records={"arrays": {"w": torch.zeros(2)}})
+    reply = to_reply(up, message(RecordDict()))
+    reply.content = LocalContent.of(reply.content)
+    first = to_upload(reply, 3)
+    assert to_upload(reply, 3) is first
+    reply.content["arrays"] = to_record({"w": torch.ones(2)})
+    assert to_upload(reply, 3).records["arrays"]["w"].tolist() == [1.0, 1.0]
