@@ -70,7 +70,7 @@ def connect(address: str | None, *, num_cpus: float, num_gpus: float) -> None:
         with warnings.catch_warnings(), _own_signals():
             warnings.simplefilter("ignore", FutureWarning)  # what Ray will change some day
             ray.init(
-                address=address,
+                address=address or "local",  # else Ray looks for the last cluster of this machine
                 logging_level="ERROR",
                 log_to_driver=False,
                 runtime_env={"env_vars": {"PYTHONPATH": path}},

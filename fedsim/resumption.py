@@ -111,7 +111,7 @@ def no_room(error: OSError, way_on: str) -> RunStoppedError:
 def way_on(run_dir: Path, round_: int | None) -> str:
     """How to go on with a run, in words."""
     if round_ is None:
-        return "no round was over, so there is nothing to go on from"
+        return "no checkpoint was written, so there is nothing to go on from"
     return f"go on after round {round_} with: fedsim resume={run_dir}"
 
 

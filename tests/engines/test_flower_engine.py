@@ -37,6 +37,9 @@ def cluster(tmp_path_factory):
         node = processes.start("node", BIN / "ray", "start", f"--address={address}", *options)
         wait_until(lambda: "Ray runtime started" in node.log.read_text(), "the node", node)
         yield address
+    last = Path("/tmp/ray/ray_current_cluster")  # Ray would look for this one ever after
+    if last.exists() and last.read_text().endswith(f":{port}"):
+        last.unlink()
 
 
 @pytest.fixture
