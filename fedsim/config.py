@@ -20,7 +20,8 @@ class Composed:
 
     Attributes:
         config: The configuration.
-        run_dir: The run directory that the command line would take.
+        run_dir: The run directory that the command line would take, unless a run is there already
+            and nobody asked for that one.
         choices: The choice of every group.
         overrides: The words it was composed of.
     """
@@ -66,11 +67,22 @@ def forget(run_dir: Path) -> None:
         folder.rmdir()
 
 
+def unused(run_dir: Path) -> Path:
+    """The folder, or one beside it: names tell the second, and a run may take less."""
+    free, number = run_dir, 1
+    while (free / "rounds.jsonl").exists():
+        number += 1
+        free = run_dir.with_name(f"{run_dir.name}_{number}")
+    return free
+
+
 def compose_run(overrides: list[str]) -> Composed:
     """The configuration with the given overrides, and what the command line would make of it."""
     whole = compose(overrides, with_hydra=True)
     run_dir, chosen = Path(whole.hydra.run.dir), whole.hydra.runtime.choices
     words = list(whole.hydra.overrides.task)
+    if not any(word.startswith("hydra.run.dir=") for word in overrides):
+        run_dir = unused(run_dir)
     OmegaConf.set_struct(whole, value=False)
     whole.pop("hydra")
     choices = {str(group): str(choice) for group, choice in chosen.items()}

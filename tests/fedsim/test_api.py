@@ -31,6 +31,14 @@ def test_what_a_run_measured_is_what_its_summary_says(run):
     assert len(run.rejections) == 0
 
 
+def test_runs_of_one_second_do_not_meet(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = [*WORDS.split(), "clock.rounds_per_experience=1"]
+    paths = [fedsim.run(words).path for _ in range(3)]
+    assert len({*paths}) == 3
+    assert all(fedsim.load(path).finished for path in paths)
+
+
 def test_personal_models_are_judged_by_the_clients(tmp_path):
     run = fedsim.run([*WORDS.split(), "strategy=local", "client=local"], folder=tmp_path / "run")
     assert run.summary["model"] == "personal"
