@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from clients.whole_graph import check_whole_graph
 from fedsim.arrays import Params, Records
 from fedsim.backbones.graph_base import rows as rows_of
 from fedsim.client import Client, Setting
@@ -41,14 +42,7 @@ class FedGNN(Client):
 
     def __init__(self, setting: Setting, *, training: LocalTraining) -> None:
         super().__init__(setting, training=training)
-        known = hasattr(setting.scenario, "references")
-        if not known or not hasattr(self.model.backbone, "embed"):
-            raise ValueError("client=fedgnn needs a graph scenario and a graph backbone")
-        if setting.scenario.num_experiences != 1:
-            raise ValueError(
-                "client=fedgnn needs all nodes at once (scenario=graph), got"
-                f" {setting.scenario.num_experiences} experiences"
-            )
+        check_whole_graph("fedgnn", setting, self.model, "references")
 
     def loss(self, model: Model, batch: Batch, down: Download, state: ClientState) -> Tensor:
         """Cross-entropy, foreign neighbours included."""

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from clients.fedsage_generator import Generation, Lesson, NeighbourGenerator, lesson, noisy
+from clients.whole_graph import check_whole_graph
 from fedsim.arrays import Params, Records, write_into
 from fedsim.client import Client, Setting
 from fedsim.data import Batch, Inputs, Shard
@@ -57,14 +58,7 @@ class FedSage(Client):
         self, setting: Setting, *, training: LocalTraining, generation: Generation
     ) -> None:
         super().__init__(setting, training=training)
-        known = hasattr(setting.scenario, "graph")
-        if not known or not hasattr(self.model.backbone, "embed"):
-            raise ValueError("client=fedsage needs a graph scenario and a graph backbone")
-        if setting.scenario.num_experiences != 1:
-            raise ValueError(
-                "client=fedsage needs all nodes at once (scenario=graph), got"
-                f" {setting.scenario.num_experiences} experiences"
-            )
+        check_whole_graph("fedsage", setting, self.model, "graph")
         self.generation = generation
         with seeded(derive(setting.seed, "neighbour generator")):
             whole = NeighbourGenerator(
