@@ -19,7 +19,8 @@ from torch import Tensor
 from fedsim.arrays import Params, to_record
 from fedsim.bundle import Bundle
 from fedsim.grid import LocalGrid
-from fedsim.replies import NUM_EXAMPLES, SERVER_ROUND, BlockReply, addressed
+from fedsim.replies import BlockReply, addressed
+from fedsim.wire import NUM_EXAMPLES, SERVER_ROUND
 
 
 def average_blocks(

@@ -32,7 +32,7 @@ class Fault(NamedTuple):
     """Why an upload is refused.
 
     Attributes:
-        kind: One word for counting, see :data:`fedsim.gate.KINDS`.
+        kind: One word for counting, ``docs/reliability.md`` lists them.
         reason: What was expected and what came.
     """
 

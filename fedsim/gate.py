@@ -12,27 +12,6 @@ from fedsim.wire import Upload
 
 Policy = Literal["reject", "abort", "clip"]
 
-KINDS = {
-    "error": "the client failed",
-    "no_reply": "nothing came back in time",
-    "late": "the reply came after the deadline",
-    "unasked": "the sender was not asked",
-    "duplicate": "a second reply of a client",
-    "stale": "a reply to another round",
-    "size": "more bytes than gate.max_bytes",
-    "unreadable": "the content cannot be decoded",
-    "metrics": "numbers that are missing or not finite",
-    "weight": "an impossible number of examples",
-    "records": "records missing or unknown",
-    "names": "other tensors than expected",
-    "dtype": "another type than expected",
-    "shape": "another shape than expected",
-    "range": "values that cannot be, such as row numbers beyond the table",
-    "not_finite": "NaN or infinity",
-    "norm": "a larger update than gate.max_norm",
-    "evaluation": "a test that failed or makes no sense",
-}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejection:
@@ -41,7 +20,7 @@ class Rejection:
     Attributes:
         round: When.
         client: Who; -1 if the sender is nobody's node.
-        kind: Which check refused it, see :data:`KINDS`.
+        kind: Which check refused it; ``docs/reliability.md`` lists them.
         reason: Why, in words.
     """
 

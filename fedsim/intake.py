@@ -105,9 +105,10 @@ class Intake:
         flower = not isinstance(self.strategy, Strategy)  # its strategies hold all replies anyway
         need = self.gate.min_results
         held: list[Arrival] = []
+        apart = flower
         for arrival in arrivals:
             held.append(arrival)
-            apart = flower or any(a.sizes for a in held)
+            apart = apart or bool(arrival.sizes)
             if not apart and len(held) + len(log.idle) >= need:
                 break  # the rest need not wait for each other
         faults = outvoted(held, by_metrics=flower)

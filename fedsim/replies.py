@@ -11,23 +11,22 @@ from flwr.app import ConfigRecord, Message, Metadata, MetricRecord, RecordDict
 
 from fedsim.arrays import LocalContent, fill, to_record
 from fedsim.bundle import Row, row_of
+from fedsim.wire import NUM_EXAMPLES, SERVER_ROUND, Upload
 
-NUM_EXAMPLES = "num-examples"  # the key by which Flower's strategies weigh
 DEADLINE = "deadline"  # how the reason of an error begins that says that a client was too slow
-SERVER_ROUND = "server-round"  # the key under which Flower's strategies send the round
 
 
 class BlockReply(Message):
     """The reply of one client of a block.
 
     Args:
-        upload: What it says (a :class:`fedsim.wire.Upload`).
+        upload: What it says.
         row: The tensors of the upload.
         message: What it answers.
         round_: The round of that.
     """
 
-    def __init__(self, upload: Any, row: Row, message: Message, round_: int) -> None:
+    def __init__(self, upload: Upload, row: Row, message: Message, round_: int) -> None:
         self.__dict__.update(
             _metadata=answering(message.metadata),
             _content=None,
@@ -97,7 +96,7 @@ class BlockReply(Message):
         return _rebuilt, (self.metadata, self.content)
 
 
-def block_reply(upload: Any, message: Message, round_: int) -> BlockReply | None:
+def block_reply(upload: Upload, message: Message, round_: int) -> BlockReply | None:
     """The reply of a client of a block; None if its upload is more than a row and numbers."""
     row = row_of(upload.records)
     if row is None:
