@@ -23,7 +23,8 @@ from torch import nn
 from torch.nn import functional
 
 from clients.dkvb import DKVB
-from fedsim.backbones.keyvalue_head import KeyValueHead, Lookup, Readout
+from fedsim.backbones.keyvalue_head import KeyValueHead
+from fedsim.backbones.keyvalue_options import Lookup, Readout
 from fedsim.backbones.vision import Flatten
 from fedsim.client import Setting
 from fedsim.clock import Clock

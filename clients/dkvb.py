@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from fedsim.arrays import Params, Records
-from fedsim.backbones.keyvalue_head import KeyFitting, KeyValueHead
+from fedsim.backbones.keyvalue_head import KeyValueHead
+from fedsim.backbones.keyvalue_options import KeyFitting
 from fedsim.client import Client, Setting
 from fedsim.data import Batch, Dataset, Shard
 from fedsim.functional.codebooks import Cells, assign

@@ -72,6 +72,8 @@ def pretrained(
     backbone: Callable[..., nn.Module],
     mean: tuple[float, ...] = IMAGENET_MEAN,
     std: tuple[float, ...] = IMAGENET_STD,
+    layer: str | None = None,
+    pooled: bool = True,
 ) -> FrozenEncoder:
     """A network of a model collection with its trained weights.
 
@@ -80,17 +82,34 @@ def pretrained(
         backbone: Builds the network, e.g. :class:`fedsim.backbones.pretrained.Torchvision`.
         mean: Of the images it was trained on, per channel.
         std: Their standard deviation, per channel.
+        layer: Part of the network whose maps are the features, e.g. ``net.layer3``; None for what
+            its classifier sees.
+        pooled: Average the maps of ``layer`` over the image; else they are flattened, for a
+            key-value bottleneck with as many tokens as pixels.
+
+    Raises:
+        ValueError: If ``pooled`` is false without a ``layer``, or there is no such layer.
     """
-    net = backbone(input_shape=(len(mean), *input_shape[1:]))
-    return FrozenEncoder(net, label=described(backbone), mean=mean, std=std)
+    if layer is None and not pooled:
+        raise ValueError("pooled=false needs a layer, whose maps are then kept")
+    shape = (len(mean), *input_shape[1:])
+    net, label = backbone(input_shape=shape), described(backbone)
+    if layer is not None:
+        net = (_PooledTap if pooled else Tapped)(net, layer, input_shape=shape)
+        label = f"{label} {layer} {'pooled' if pooled else 'maps'}"
+    return FrozenEncoder(net, label=label, mean=mean, std=std)
 
 
-def efficientnet_lite0(*, input_shape: tuple[int, ...], resize: int | None = 96) -> FrozenEncoder:
+def efficientnet_lite0(
+    *, input_shape: tuple[int, ...], resize: int | None = 96, pooled: bool = True
+) -> FrozenEncoder:
     """EfficientNet-Lite0 trained on ImageNet, 1280 features; weights come with the extra.
 
     Args:
         input_shape: ``(1, H, W)`` or ``(3, H, W)``.
         resize: Side in pixels that images are resized to; it was trained on 224, smaller is faster.
+        pooled: Average the last maps over the image; else they are flattened, 1280 features a pixel
+            (9 pixels at ``resize=96``), for a key-value bottleneck with as many tokens.
 
     Raises:
         ModuleNotFoundError: If the extra ``fedsim-lab[efficientnet]`` is not installed.
@@ -106,7 +125,7 @@ def efficientnet_lite0(*, input_shape: tuple[int, ...], resize: int | None = 96)
     net = models.EfficientNet.from_name("efficientnet-lite0")
     net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     adapter = Adapter(
-        net=_Pooled(net),
+        net=_Maps(net, pooled),
         label="EfficientNet-Lite0",
         input_shape=(3, *input_shape[1:]),
         net_channels=3,
@@ -115,7 +134,7 @@ def efficientnet_lite0(*, input_shape: tuple[int, ...], resize: int | None = 96)
     )
     return FrozenEncoder(
         adapter,
-        label=f"efficientnet_lite0 resize={resize}",
+        label=f"efficientnet_lite0 resize={resize}{'' if pooled else ' maps'}",
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
     )
@@ -128,13 +147,21 @@ def described(backbone: Any) -> str:
     return f"{target.__module__}.{target.__qualname__} {sorted(keywords.items())!r}"
 
 
-class _Pooled(nn.Module):
-    """EfficientNet's last maps, averaged over the image."""
+class _Maps(nn.Module):
+    """EfficientNet's last maps, averaged over the image or flattened."""
 
-    def __init__(self, net: Any) -> None:
+    def __init__(self, net: Any, pooled: bool) -> None:
         super().__init__()
         self.net = net
+        self._pooled = pooled
 
     def forward(self, images: Tensor) -> Tensor:
         maps: Tensor = self.net.extract_features(images)
-        return maps.mean(dim=(2, 3))
+        return maps.mean(dim=(2, 3)) if self._pooled else maps.flatten(1)
+
+
+class _PooledTap(Tapped):
+    """A network whose features are the maps of one of its parts, averaged over the image."""
+
+    def _keep(self, part: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        super()._keep(part, inputs, output.flatten(2).mean(dim=2))

@@ -1,13 +1,12 @@
 """The discrete key-value bottleneck as the head of a frozen encoder."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from fedsim.functional.codebooks import KeyStart, fit_codebooks
+from fedsim.backbones.keyvalue_options import KeyFitting, Lookup, Readout, ValueStart
+from fedsim.functional.codebooks import fit_codebooks
 from fedsim.functional.keyvalue import (
     add_columns,
     chunk,
@@ -17,97 +16,12 @@ from fedsim.functional.keyvalue import (
     nearest_pairs,
     project,
     to_rows,
+    to_tokens,
     vote,
 )
 from fedsim.seeding import generator
 
 HIDDEN = 128  # width of the mlp decoder, as in the paper's code
-ValueStart = Literal["zeros", "normal", "uniform", "small"]
-_STARTS = ("zeros", "normal", "uniform", "small")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lookup:
-    """How features find their pairs.
-
-    Attributes:
-        codebooks: ``B``.
-        pairs: Pairs in a codebook, ``M``.
-        key_size: Numbers in a key, ``q``; ignored with ``chunk``, where it is ``d / B``.
-        top_k: Pairs fetched per codebook, ``k``.
-        projection: ``gaussian`` shows every codebook a fixed random projection, ``chunk`` a piece
-            of the features.
-        only_used: In evaluation, look among the pairs that training has fetched.
-    """
-
-    codebooks: int = 256
-    pairs: int = 4096
-    key_size: int = 14
-    top_k: int = 1
-    projection: Literal["gaussian", "chunk"] = "gaussian"
-    only_used: bool = True
-
-    def __post_init__(self) -> None:
-        if min(self.codebooks, self.pairs, self.key_size) < 1:
-            raise ValueError(
-                "codebooks, pairs and key_size must be at least 1, got"
-                f" {self.codebooks}, {self.pairs} and {self.key_size}"
-            )
-        if not 1 <= self.top_k <= self.pairs:
-            raise ValueError(f"top_k must lie in [1, {self.pairs}] (pairs), got {self.top_k}")
-        if self.projection not in ("gaussian", "chunk"):
-            raise ValueError(f"projection must be gaussian or chunk, got {self.projection!r}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Readout:
-    """How fetched values become logits.
-
-    Attributes:
-        decoder: ``vote`` averages values of one number per class; ``linear`` and ``mlp`` (128
-            hidden units) read the values of all codebooks side by side.
-        value_size: Numbers in a value with ``linear`` and ``mlp``; None is the number of classes,
-            which ``vote`` requires.
-        start: Values before training: ``zeros``, ``normal``, ``uniform`` in ``[0, 1)`` or
-            ``small`` (normal, standard deviation 0.001).
-        train_decoder: Train the decoder too; it then forgets like any layer.
-        sparse: Sparse gradients for the values: fast with large tables, needs plain SGD.
-    """
-
-    decoder: Literal["vote", "linear", "mlp"] = "vote"
-    value_size: int | None = None
-    start: ValueStart = "zeros"
-    train_decoder: bool = False
-    sparse: bool = False
-
-    def __post_init__(self) -> None:
-        if self.decoder not in ("vote", "linear", "mlp"):
-            raise ValueError(f"decoder must be vote, linear or mlp, got {self.decoder!r}")
-        if self.start not in _STARTS:
-            raise ValueError(f"start must be one of {', '.join(_STARTS)}, got {self.start!r}")
-        if self.decoder == "vote" and self.value_size is not None:
-            raise ValueError("value_size belongs to the decoders linear and mlp, not to vote")
-        if self.value_size is not None and self.value_size < 1:
-            raise ValueError(f"value_size must be at least 1, got {self.value_size}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeyFitting:
-    """How keys are fitted to unlabelled features.
-
-    Attributes:
-        epochs: Passes over the features.
-        batch_size: Examples a step.
-        decay: Of the moving average.
-        start: See :func:`fedsim.functional.codebooks.start_codebooks`.
-        dead_share: A key used by less than this share of the mean is replaced.
-    """
-
-    epochs: int = 10
-    batch_size: int = 256
-    decay: float = 0.95
-    start: KeyStart = "normal"
-    dead_share: float = 0.1
 
 
 class KeyValueHead(nn.Module):
@@ -149,26 +63,32 @@ class KeyValueHead(nn.Module):
         super().__init__()
         self.lookup, self.readout, self.seed = lookup, readout, seed
         books, key_size = lookup.codebooks, lookup.key_size
+        if num_features % lookup.tokens:
+            raise ValueError(
+                f"{num_features} features cannot be cut into {lookup.tokens} tokens; for a feature"
+                " map [c, h, w] give lookup.tokens=h*w, for pooled features 1"
+            )
+        width = num_features // lookup.tokens
         if lookup.projection == "chunk":
-            if num_features % books:
+            if width % books:
                 raise ValueError(
-                    f"{num_features} features cannot be cut into {books} equal chunks; use"
+                    f"{width} features cannot be cut into {books} equal chunks; use"
                     " projection gaussian or another number of codebooks"
                 )
-            key_size = num_features // books
+            key_size = width // books
             projections = torch.empty(0)
         else:
             rng = generator(seed, "projections")
-            projections = gaussian_projections(num_features, books, key_size, rng)
+            projections = gaussian_projections(width, books, key_size, rng)
         keys = torch.randn(books, lookup.pairs, key_size, generator=generator(seed, "keys"))
         self.register_buffer("projections", projections)
         self.register_buffer("keys", keys)
         self.register_buffer("counts", torch.zeros(self.num_rows))
         self.register_buffer("masked", torch.zeros(self.num_rows, dtype=torch.bool))
-        width = readout.value_size or num_classes
-        table = torch.zeros(self.num_rows, width)
+        value_size = readout.value_size or num_classes
+        table = torch.zeros(self.num_rows, value_size)
         self.values = nn.Parameter(_started(table, readout.start, generator(seed, "values")))
-        self.decoder = self._decoder(books * width, num_classes)
+        self.decoder = self._decoder(books * value_size, num_classes)
 
     @property
     def num_rows(self) -> int:
@@ -176,8 +96,8 @@ class KeyValueHead(nn.Module):
         return self.lookup.codebooks * self.lookup.pairs
 
     def heads(self, features: Tensor) -> Tensor:
-        """What every codebook sees, ``[B, n, q]``."""
-        features = features.flatten(1)
+        """What every codebook sees, ``[B, n * T, q]``, the tokens of an example in a row."""
+        features = to_tokens(features.flatten(1), self.lookup.tokens)
         if self.lookup.projection == "chunk":
             return chunk(features, self.lookup.codebooks)
         return project(features, self.projections)
@@ -192,7 +112,7 @@ class KeyValueHead(nn.Module):
 
     @torch.no_grad()
     def rows(self, features: Tensor, *, only_used: bool = False) -> Tensor:
-        """The rows that features fetch, int32 ``[n, B * k]``; for given keys they never change.
+        """The rows that features fetch, int32 ``[n, T * B * k]``; for given keys never others.
 
         Args:
             features: ``[n, d]``.
@@ -200,14 +120,14 @@ class KeyValueHead(nn.Module):
         """
         allowed = self.allowed(only_used=only_used)
         pairs = nearest_pairs(self.heads(features), self.keys, self.lookup.top_k, allowed)
-        return to_rows(pairs, self.lookup.pairs)
+        return to_rows(pairs, self.lookup.pairs).reshape(len(features), -1)
 
     def decode(self, rows: Tensor) -> Tensor:
-        """Logits ``[n, K]`` of rows ``[n, B * k]``: all that is trained, and the fast path."""
-        books, sparse = self.lookup.codebooks, self.readout.sparse
+        """Logits ``[n, K]`` of rows ``[n, T * B * k]``: all that is trained, and the fast path."""
+        books, tokens, sparse = self.lookup.codebooks, self.lookup.tokens, self.readout.sparse
         if self.decoder is None:
-            return vote(self.values, rows, books, sparse=sparse)
-        logits: Tensor = self.decoder(fetch(self.values, rows, books, sparse=sparse))
+            return vote(self.values, rows, books, tokens=tokens, sparse=sparse)
+        logits: Tensor = self.decoder(fetch(self.values, rows, books, tokens=tokens, sparse=sparse))
         return logits
 
     def forward(self, features: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 Source of all of it: Träuble et al., Discrete Key-Value Bottleneck, ICML 2023, arXiv:2207.11240.
 Letters: ``B`` codebooks, ``M`` pairs in each, ``k`` pairs fetched per codebook, ``n`` examples,
-``d`` features, ``q`` numbers in a key, ``v`` numbers in a value. A *row* numbers a pair among all
+``d`` features, ``q`` numbers in a key, ``v`` numbers in a value, ``T`` tokens of an example (1 for
+pooled features). A *row* numbers a pair among all
 ``B * M`` pairs: pair ``j`` of codebook ``b`` is row ``b * M + j``.
 """
 
@@ -62,6 +63,27 @@ def chunk(features: Tensor, codebooks: int) -> Tensor:
     if width % codebooks:
         raise ValueError(f"{width} features cannot be cut into {codebooks} equal chunks")
     return features.reshape(n, codebooks, -1).transpose(0, 1).contiguous()
+
+
+def to_tokens(features: Tensor, tokens: int) -> Tensor:
+    """The pixels of flattened feature maps as vectors of their own, those of an example in a row.
+
+    Args:
+        features: Maps ``[c, T]`` of every example, flattened, ``[n, c * T]``.
+        tokens: ``T``; with ``1`` the features stay as they are.
+
+    Returns:
+        ``[n * T, c]``.
+
+    Raises:
+        ValueError: If ``T`` does not divide the features.
+    """
+    n, width = features.shape
+    if width % tokens:
+        raise ValueError(f"{width} features cannot be cut into {tokens} tokens")
+    if tokens == 1:
+        return features
+    return features.view(n, -1, tokens).transpose(1, 2).reshape(n * tokens, -1)
 
 
 def nearest_pairs(heads: Tensor, keys: Tensor, k: int = 1, allowed: Tensor | None = None) -> Tensor:
@@ -142,15 +164,18 @@ def to_rows(pairs: Tensor, num_pairs: int) -> Tensor:
     return (pairs + offsets).permute(1, 0, 2).reshape(n, codebooks * k).to(torch.int32)
 
 
-def vote(values: Tensor, rows: Tensor, codebooks: int, *, sparse: bool = False) -> Tensor:
-    """Logits without a trained decoder, ``1/B sum_b sum_j values[rows[b, j]]``.
+def vote(
+    values: Tensor, rows: Tensor, codebooks: int, *, tokens: int = 1, sparse: bool = False
+) -> Tensor:
+    """Logits without a trained decoder, ``1 / (B T) sum_b sum_t sum_j values[rows[t, b, j]]``.
 
     This is the bottleneck's exact fast form: an ``EmbeddingBag`` over rows that never change.
 
     Args:
         values: ``[B * M, v]``.
-        rows: ``[n, B * k]``.
+        rows: ``[n, T * B * k]``.
         codebooks: ``B``.
+        tokens: ``T``.
         sparse: Give ``values`` a sparse gradient, which ``torch.optim.SGD`` without momentum and
             weight decay takes: the cost of a step then depends on the batch, not on the table.
 
@@ -158,24 +183,28 @@ def vote(values: Tensor, rows: Tensor, codebooks: int, *, sparse: bool = False) 
         ``[n, v]``.
     """
     mean = functional.embedding_bag(rows, values, mode="mean", sparse=sparse)
-    fetched = rows.shape[1] // codebooks
+    fetched = rows.shape[1] // (codebooks * tokens)
     return mean if fetched == 1 else mean * fetched
 
 
-def fetch(values: Tensor, rows: Tensor, codebooks: int, *, sparse: bool = False) -> Tensor:
-    """The fetched values, summed within a codebook and put side by side over codebooks.
+def fetch(
+    values: Tensor, rows: Tensor, codebooks: int, *, tokens: int = 1, sparse: bool = False
+) -> Tensor:
+    """The fetched values, summed within a codebook, averaged over tokens, codebooks side by side.
 
     Args:
         values: ``[B * M, v]``.
-        rows: ``[n, B * k]``.
+        rows: ``[n, T * B * k]``.
         codebooks: ``B``.
+        tokens: ``T``.
         sparse: See :func:`vote`.
 
     Returns:
         ``[n, B * v]``.
     """
     found = functional.embedding(rows, values, sparse=sparse)
-    return found.reshape(len(rows), codebooks, -1, values.shape[1]).sum(dim=2).flatten(1)
+    found = found.reshape(len(rows), tokens, codebooks, -1, values.shape[1])
+    return found.sum(dim=3).mean(dim=1).flatten(1)
 
 
 def add_columns(values: Tensor, columns: int) -> Tensor:

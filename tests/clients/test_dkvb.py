@@ -5,7 +5,8 @@ import torch
 from torch import tensor
 
 from clients.dkvb import DKVB
-from fedsim.backbones.keyvalue_head import KeyFitting, KeyValueHead, Lookup, Readout
+from fedsim.backbones.keyvalue_head import KeyValueHead
+from fedsim.backbones.keyvalue_options import KeyFitting, Lookup, Readout
 from fedsim.backbones.vision import MLP, Flatten
 from fedsim.client import Setting, initial_model
 from fedsim.clock import Clock

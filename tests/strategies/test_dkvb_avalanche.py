@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from fedsim.backbones.encoders import identity
-from fedsim.backbones.keyvalue_head import KeyFitting, KeyValueHead, Lookup, Readout
+from fedsim.backbones.keyvalue_head import KeyValueHead
+from fedsim.backbones.keyvalue_options import KeyFitting, Lookup, Readout
 from fedsim.features import encoded
 from scenarios.class_incremental import ClassIncremental
 from scenarios.datasets import digits

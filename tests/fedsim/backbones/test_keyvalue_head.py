@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fedsim.backbones.keyvalue_head import KeyFitting, KeyValueHead, Lookup, Readout
+from fedsim.backbones.keyvalue_head import KeyValueHead
+from fedsim.backbones.keyvalue_options import KeyFitting, Lookup, Readout
 from fedsim.seeding import generator
 
 FEATURES = torch.randn(60, 12, generator=generator(0, "features"))
@@ -58,6 +59,50 @@ def test_module_embedding_bag_and_definition_agree_in_output_and_gradient(top_k,
         functional.cross_entropy(output, TARGETS).backward()
         grad = table.grad.to_dense() if table.grad.is_sparse else table.grad
         torch.testing.assert_close(grad, expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("top_k", [1, 2])
+@pytest.mark.parametrize("decoder", ["vote", "linear"])
+def test_tokens_are_looked_up_one_by_one_and_averaged(top_k, decoder):
+    lookup = Lookup(codebooks=6, pairs=9, key_size=4, top_k=top_k, tokens=3)
+    whole = KeyValueHead(
+        12, 4, lookup=lookup, readout=Readout(decoder=decoder, start="normal"), seed=3
+    )
+    single = KeyValueHead(
+        4,
+        4,
+        lookup=Lookup(codebooks=6, pairs=9, key_size=4, top_k=top_k),
+        readout=Readout(decoder=decoder, start="normal"),
+        seed=3,
+    )
+    assert torch.equal(whole.projections, single.projections)  # drawn for one token
+    pixels = FEATURES.view(60, 4, 3).unbind(dim=2)
+    expected = torch.stack([single(part) for part in pixels]).mean(dim=0)
+    if decoder == "linear":  # the decoder is affine, so averaging before or after is the same
+        assert whole.decoder[0].weight.shape == single.decoder[0].weight.shape
+    outputs = whole(FEATURES)
+    torch.testing.assert_close(outputs, expected, atol=1e-6, rtol=0)
+    for output, module in ((outputs, whole), (expected, single)):
+        functional.cross_entropy(output, TARGETS).backward()
+        assert module.values.grad.abs().sum() > 0
+    torch.testing.assert_close(whole.values.grad, single.values.grad, atol=1e-6, rtol=0)
+    assert whole.rows(FEATURES).shape == (60, 3 * 6 * top_k)
+    assert whole.counts.sum() == 60 * 3 * 6 * top_k
+
+
+def test_token_keys_are_fitted_to_tokens():
+    lookup = Lookup(codebooks=2, pairs=4, key_size=2, projection="chunk", tokens=3)
+    module = KeyValueHead(12, 4, lookup=lookup, readout=Readout(), seed=0)
+    corners = torch.randint(2, (50, 4, 3), generator=generator(1, "corners")).float()
+    fitting = KeyFitting(epochs=20, batch_size=25, decay=0.5, start="kmeans")
+    module.fit_keys(corners.flatten(1), fitting)
+    for book in module.keys:  # each chunk of a token is one of the square's four corners
+        assert {tuple(k) for k in book.round(decimals=3).tolist()} <= {
+            (0.0, 0.0),
+            (0.0, 1.0),
+            (1.0, 0.0),
+            (1.0, 1.0),
+        }
 
 
 def test_training_changes_values_of_touched_rows_only():
@@ -165,6 +210,10 @@ def test_what_does_not_fit_is_refused():
         KeyValueHead(
             12, 4, lookup=Lookup(codebooks=5, projection="chunk"), readout=Readout(), seed=0
         )
+    with pytest.raises(ValueError, match=r"12 features cannot be cut into 5 tokens.*tokens=h\*w"):
+        KeyValueHead(12, 4, lookup=Lookup(codebooks=2, tokens=5), readout=Readout(), seed=0)
+    with pytest.raises(ValueError, match="tokens must be at least 1"):
+        Lookup(tokens=0)
     with pytest.raises(ValueError, match="top_k"):
         Lookup(pairs=4, top_k=5)
     with pytest.raises(ValueError, match="value_size belongs to"):

@@ -12,6 +12,7 @@ from fedsim.functional.keyvalue import (
     nearest_pairs,
     project,
     to_rows,
+    to_tokens,
     vote,
 )
 from fedsim.seeding import generator
@@ -87,6 +88,26 @@ def test_fetch_puts_codebooks_side_by_side():
     values = torch.arange(8.0).view(4, 2)
     rows = tensor([[0, 1, 2, 3]], dtype=torch.int32)
     assert fetch(values, rows, 2).tolist() == [[0 + 2, 1 + 3, 4 + 6, 5 + 7]]
+
+
+def test_tokens_are_the_pixels_of_a_flattened_map():
+    maps = tensor([[[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]], [[4.0, 5.0, 6.0], [40.0, 50.0, 60.0]]])
+    tokens = to_tokens(maps.flatten(1), 3)  # two examples of two channels and three pixels
+    assert tokens.tolist() == [[1, 10], [2, 20], [3, 30], [4, 40], [5, 50], [6, 60]]
+    assert torch.equal(to_tokens(tokens, 1), tokens)
+    with pytest.raises(ValueError, match="6 features cannot be cut into 4 tokens"):
+        to_tokens(maps.flatten(1), 4)
+
+
+def test_votes_and_values_are_averaged_over_tokens():
+    values = tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 10.0], [0.0, 30.0]])
+    # one example, two tokens, two codebooks of two pairs: the first token fetches pairs 0 and 0,
+    # the second 1 and 1
+    rows = tensor([[0, 2, 1, 3]], dtype=torch.int32)
+    assert vote(values, rows, 2, tokens=2).tolist() == [[(1 + 3) / 4, (10 + 30) / 4]]
+    assert fetch(values, rows, 2, tokens=2).tolist() == [[2.0, 0.0, 0.0, 20.0]]
+    # read as one token with two pairs a codebook the same rows are summed within the codebook
+    assert vote(values, rows, 2).tolist() == [[(1 + 3) / 2, (10 + 30) / 2]]
 
 
 def test_new_classes_leave_the_votes_of_the_old_ones():
