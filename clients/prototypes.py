@@ -50,7 +50,8 @@ class Prototypes(Client):
             ``mahalanobis``.
         clip_norm: Largest norm of an embedding before it is summed, or None.
         noise: Standard deviation of Gaussian noise on every entry of a sum, in units of
-            ``clip_norm``; ``0`` for none.
+            ``clip_norm``; ``0`` for none. Not for ``mahalanobis``, whose second moments would be
+            sent without it.
         min_count: Classes with fewer examples in the mission are not sent.
 
     Raises:
@@ -85,6 +86,11 @@ class Prototypes(Client):
             raise ValueError(f"client.clip_norm must be positive or null, got {clip_norm}")
         if noise < 0 or (noise > 0 and clip_norm is None):
             raise ValueError(f"client.noise must be 0, or positive with a clip_norm; got {noise}")
+        if noise > 0 and metric == "mahalanobis":
+            raise ValueError(
+                "client.noise goes with metric euclidean or cosine: the second moments of"
+                " mahalanobis would be sent without noise"
+            )
         if min_count < 1:
             raise ValueError(f"client.min_count must be at least 1, got {min_count}")
         self._metric: Metric = metric

@@ -195,6 +195,10 @@ def test_the_copy_is_tested_before_the_merge():
         ({"shrinkage": 0.1}, "shrinkage belongs to metric mahalanobis"),
         ({"clip_norm": 0.0}, "clip_norm must be positive"),
         ({"noise": 0.1}, "positive with a clip_norm"),
+        (
+            {"noise": 0.1, "clip_norm": 1.0, "metric": "mahalanobis", "shrinkage": 0.5},
+            "without noise",
+        ),
         ({"min_count": 0}, "min_count must be at least 1"),
     ],
 )
