@@ -1,0 +1,1 @@
+"""One program per simulator, each run as a process of its own by ``benchmarks/peers.py``."""
