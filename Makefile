@@ -23,6 +23,7 @@ engines: .venv/dev
 
 benchmark: .venv/dev
 	$(BIN)/python benchmarks/engine.py
+	$(BIN)/python benchmarks/peers.py
 
 clean:
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache

@@ -68,7 +68,7 @@ def parsed() -> argparse.Namespace:
         "--python", action="append", default=[], type=environment, metavar="NAME=PYTHON",
         help="interpreter of an environment: " + ", ".join(KEYS),
     )  # fmt: skip
-    parser.add_argument("--only", help="contestants, by parts of their names and commas")
+    parser.add_argument("--only", help="contestants, by names or parts of them, and commas")
     parser.add_argument("--timeout", type=float, default=600, help="seconds of a contestant")
     parser.add_argument("--out", type=Path, default=OUT, help="folder for the results")
     options = parser.parse_args()
@@ -89,8 +89,14 @@ def environment(text: str) -> tuple[str, str]:
 
 def installed(pythons: dict[str, str], only: str | None) -> list[Entry]:
     """The contestants that can run; a line for each that cannot."""
-    asked = [part.strip().lower() for part in only.split(",")] if only else [""]
-    chosen = [e for e in ENTRIES if any(part in e.name.lower() for part in asked)]
+    asked = {part.strip().lower() for part in only.split(",")} if only else {""}
+    names = {entry.name.lower() for entry in ENTRIES}
+    parts = asked - names  # a whole name means this one, else whoever's name contains it
+    chosen = [
+        entry
+        for entry in ENTRIES
+        if entry.name.lower() in asked or any(part in entry.name.lower() for part in parts)
+    ]
     missing = {e: e.package for e in chosen if version_of(pythons[e.key], e.package) is None}
     for entry, package in missing.items():
         if entry.key == OURS:

@@ -82,7 +82,7 @@ class Machine:
             **os.environ,
             **dict.fromkeys(threads, "1"),
             **quiet,
-            "PYTHONPATH": str(BENCHMARKS),
+            "PYTHONPATH": os.pathsep.join(map(str, (BENCHMARKS, BENCHMARKS.parent))),
             FOLDER: str(self.folder),
             WEIGHTS: str(self.folder / "final.npy"),
             ROUNDS: str(rounds),

@@ -14,13 +14,13 @@ from contestants.entries import LOOP
 Row = dict[str, Any]
 _COLUMNS = (
     "contestant",
-    "wall ms a round",
-    "CPU ms a round",
-    "CPU of the plain loop's",
-    "s to the end of round 1",
-    "CPU s to there",
+    "wall ms/round",
+    "CPU ms/round",
+    "of the plain loop",
+    "first, s",
+    "first, CPU s",
     "MB",
-    "weights apart",
+    "apart",
 )
 
 
@@ -81,6 +81,11 @@ def show(rows: Sequence[Row]) -> None:
         console.print(table)
     versions = {f"{n} {v}" for row in rows for n, v in row["versions"].items()}
     console.print(", ".join(sorted(versions)), soft_wrap=True)
+    console.print(
+        "first: from the start of the process to the end of round 1; MB: most memory at once;"
+        " apart: largest difference of the result to the plain loop's",
+        soft_wrap=True,
+    )
 
 
 def cells(row: Row) -> list[str]:

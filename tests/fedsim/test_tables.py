@@ -32,10 +32,11 @@ def test_a_table_without_rows_can_be_read(tmp_path):
 
 
 def test_a_table_is_written_without_pandas(tmp_path):
-    code = (
-        "import sys, pathlib; from fedsim.tables import write_parquet;"
-        f" write_parquet([{{'round': 1, 'num_examples': 2}}], pathlib.Path({str(tmp_path)!r}) / 'r');"
-        " write_parquet([], pathlib.Path(" + repr(str(tmp_path)) + ") / 'e');"
-        " sys.exit('pandas' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    code = """
+import pathlib, sys
+from fedsim.tables import write_parquet
+write_parquet([{"round": 1, "num_examples": 2}], pathlib.Path(sys.argv[1]) / "one.parquet")
+write_parquet([], pathlib.Path(sys.argv[1]) / "none.parquet")
+sys.exit("pandas" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code, tmp_path]).returncode == 0
