@@ -154,11 +154,13 @@ def simulate(
     from fedsim.checkpoint import Checkpoints
     from fedsim.checkpoint_origin import find
     from fedsim.cut import describe
+    from fedsim.eager import keep_compiler_out
     from fedsim.progress import ProgressBar
     from fedsim.results import Results, RunExistsError, write_json
     from fedsim.simulation import package_versions, write_environment
 
     logging.getLogger("flwr").setLevel(logging.ERROR)  # its strategies narrate every round
+    keep_compiler_out(counting=node["engine"].get("cohort", "off") not in ("off", False))
     engine = engine or make(node, "engine")
     schedule = make(node, "checkpoint")
     simulation = build(node)
