@@ -28,6 +28,7 @@ from fedsim.functional.fractals import (
 from fedsim.seeding import derive, generator
 
 Mode = Literal["multiclass", "multi_instance"]
+Split = Literal["train", "test"]
 MOST_INSTANCES = 5
 RENDER_BATCH = 64  # images rendered side by side
 WALKERS = 250  # side by side; each takes points / WALKERS steps after its burn-in
@@ -94,7 +95,7 @@ class Fractals(Dataset[tuple[Tensor, Tensor]]):
         per_class: int = 200,
         mode: Mode = "multi_instance",
         rendering: Rendering | None = None,
-        split: Literal["train", "test"] = "train",
+        split: Split = "train",
         device: str = "cpu",
     ) -> None:
         if min(num_classes, per_class) < 1:
@@ -106,7 +107,8 @@ class Fractals(Dataset[tuple[Tensor, Tensor]]):
         self.num_classes, self.per_class, self.mode = num_classes, per_class, mode
         self.rendering = rendering or Rendering()
         self.channels = 3 if self.rendering.coloured else 1
-        self._seed, self._split, self._device = seed, split, device
+        self._seed, self._device = seed, device
+        self._split: Split = split
         self._steps = BURN_IN + -(-self.rendering.points // WALKERS)
         self._systems = join(
             [sample_system(generator(seed, "fractal system", c)) for c in range(num_classes)]
@@ -163,6 +165,18 @@ class Fractals(Dataset[tuple[Tensor, Tensor]]):
             # one that lies wholly under later ones counts as present, as in the paper
             present[shown, chosen[shown] // self.per_class] = 1.0
         return blur(images, scene[:, 10:12]), present.to(self._device)
+
+    def singles(self) -> "Fractals":
+        """The same systems, one to an image: the data set with mode ``multiclass``."""
+        return Fractals(
+            seed=self._seed,
+            num_classes=self.num_classes,
+            per_class=self.per_class,
+            mode="multiclass",
+            rendering=self.rendering,
+            split=self._split,
+            device=self._device,
+        )
 
     def greys(self, indices: Tensor) -> Tensor:
         """Grey fractals ``[n, s, s]`` in ``[0, 1]``, those not yet rendered being rendered."""

@@ -15,6 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -42,6 +43,7 @@ def fractal_encoder(
     data: Callable[..., Fractals],
     training: LocalTraining,
     seed: int,
+    warmup: int = 0,
     layer: str | None = None,
     device: str = "cpu",
 ) -> FrozenEncoder:
@@ -54,6 +56,7 @@ def fractal_encoder(
         data: Builds the fractals, given ``split`` and ``seed``.
         training: Optimiser, epochs, batch size.
         seed: Of weights and images.
+        warmup: See :func:`pretrain`.
         layer: Part of the backbone that gives the features, or None for the backbone's own.
         device: Where it is trained, if it must be; not part of its name.
 
@@ -62,13 +65,13 @@ def fractal_encoder(
             device.
     """
     train = data(split="train", seed=seed, device=device)
-    path = weights_path(backbone, data, training, seed)
-    model = _untrained(backbone, train, seed)
+    path = weights_path(backbone, data, training, seed, warmup)
+    model = untrained(backbone, train, seed)
     if not path.exists():
         from fedsim.engine import check_device
 
         check_device(device)
-        measures = pretrain(model.to(device), train, training, seed)
+        measures = pretrain(model.to(device), train, training, seed, warmup)
         shown = ", ".join(f"{name} {value:.3f}" for name, value in measures.items())
         print(f"trained {path.name}: {shown}", file=sys.stderr)
         _save(model.backbone, path)
@@ -90,6 +93,7 @@ def weights_path(
     data: Callable[..., Fractals],
     training: LocalTraining,
     seed: int,
+    warmup: int = 0,
 ) -> Path:
     """Where the weights of this configuration lie, by a hash of all its values."""
     values = [
@@ -97,59 +101,85 @@ def weights_path(
         described(data),
         described(training.optimizer),
         f"{training.epochs} {training.batch_size} {training.clip_norm} {seed}",
+        *([f"warmup {warmup}"] if warmup else []),
     ]
     name = hashlib.sha256("|".join(values).encode()).hexdigest()[:24]
     return cache_folder() / "encoders" / f"fractal-{name}.pt"
 
 
-def pretrain(model: Model, data: Fractals, training: LocalTraining, seed: int) -> dict[str, float]:
+def pretrain(
+    model: Model, data: Fractals, training: LocalTraining, seed: int, warmup: int = 0
+) -> dict[str, float]:
     """Train a model on fractal images, in place.
 
     The learning rate falls by half a cosine to a thousandth; every pass has new colours, places and
-    backgrounds.
+    backgrounds. From random weights, several small coloured fractals in a picture teach next to
+    nothing for tens of thousands of images: the loss stays that of a constant. ``warmup`` passes
+    over the same systems, one to a picture, shorten that; then a new head is trained on.
 
     Args:
         model: As many outputs as the data has classes.
         data: The images.
         training: Optimiser, epochs, batch size and clipping; its schedule is not used.
-        seed: Draws the order of the images.
+        seed: Draws the order of the images, and the head after the warm-up.
+        warmup: Passes with one fractal in a picture beforehand, for ``multi_instance`` only.
 
     Returns:
-        ``loss`` over all passes, and ``images_per_s`` with rendering.
+        ``loss`` over the passes after the warm-up, and ``images_per_s`` of all, with rendering.
+
+    Raises:
+        ValueError: If ``warmup`` is negative, or not 0 where pictures show one fractal anyway.
     """
+    _check_warmup(data, warmup)
+    begun = time.perf_counter()
+    model.train()
+    # convolutions are up to twice as fast in this format
+    model.to(memory_format=torch.channels_last)
+    with progress_bar("training on fractals", (warmup + training.epochs) * len(data)) as advance:
+        if warmup:
+            _passes(model, data.singles(), replace(training, epochs=warmup), seed, advance)
+            with seeded(derive(seed, "fractal head")):
+                model.head.reset_parameters()  # type: ignore[operator]  # a linear layer
+        mean = _passes(model, data, training, seed, advance)
+    images = (warmup + training.epochs) * len(data)
+    return {"loss": mean, "images_per_s": images / (time.perf_counter() - begun)}
+
+
+def _passes(
+    model: Model,
+    data: Fractals,
+    training: LocalTraining,
+    seed: int,
+    advance: Callable[[int], None],
+) -> float:
+    """The passes of one task; the mean loss."""
     parameters = list(model.parameters())
     optimizer = training.optimizer(parameters)
     start = [group["lr"] for group in optimizer.param_groups]
     size = training.batch_size or len(data)
     total = training.epochs * len(data)
     loss = nn.functional.cross_entropy if data.mode == "multiclass" else balanced_bce
-    begun = time.perf_counter()
-    model.train()
-    # convolutions are up to twice as fast in this format
-    model.to(memory_format=torch.channels_last)
-    with progress_bar("training on fractals", total) as advance:
 
-        def batches() -> Iterator[Batch]:
-            done = 0
-            for epoch in range(training.epochs):
-                order = torch.randperm(len(data), generator=generator(seed, "fractal order", epoch))
-                for i in range(0, len(order), size):
-                    part = order[i : i + size]
-                    for group, rate in zip(optimizer.param_groups, start, strict=True):
-                        group["lr"] = rate * cosine(done / total, LAST_RATE)
-                    images, targets = data.batch(part, epoch)
-                    yield Batch(images.contiguous(memory_format=torch.channels_last), targets)
-                    done += len(part)
-                    advance(len(part))
+    def batches() -> Iterator[Batch]:
+        done = 0
+        for epoch in range(training.epochs):
+            order = torch.randperm(len(data), generator=generator(seed, "fractal order", epoch))
+            for i in range(0, len(order), size):
+                part = order[i : i + size]
+                for group, rate in zip(optimizer.param_groups, start, strict=True):
+                    group["lr"] = rate * cosine(done / total, LAST_RATE)
+                images, targets = data.batch(part, epoch)
+                yield Batch(images.contiguous(memory_format=torch.channels_last), targets)
+                done += len(part)
+                advance(len(part))
 
-        mean = fit(
-            lambda batch: loss(model(batch.inputs), batch.targets),
-            batches(),
-            optimizer,
-            parameters,
-            training.clip_norm,
-        )
-    return {"loss": mean, "images_per_s": total / (time.perf_counter() - begun)}
+    return fit(
+        lambda batch: loss(model(batch.inputs), batch.targets),
+        batches(),
+        optimizer,
+        parameters,
+        training.clip_norm,
+    )
 
 
 @torch.no_grad()
@@ -201,16 +231,18 @@ def main(arguments: list[str] | None = None) -> None:
             raise ConfigError("only encoders that are trained on fractals are trained here")
         parts = make(node, "encoder").keywords
         check_device(parts["device"])
+        warmup, settings = parts["warmup"], (parts["training"], parts["seed"])
+        data = partial(parts["data"], seed=parts["seed"], device=parts["device"])
+        train = data(split="train")
+        _check_warmup(train, warmup)
     except (ConfigError, ValueError) as error:
         sys.exit(f"fedsim-pretrain: {error}")
-    path = weights_path(parts["backbone"], parts["data"], parts["training"], parts["seed"])
+    path = weights_path(parts["backbone"], parts["data"], *settings, warmup)
     if path.exists():
         print(f"already trained: {path}")
         return
-    data = partial(parts["data"], seed=parts["seed"], device=parts["device"])
-    train = data(split="train")
-    model = _untrained(parts["backbone"], train, parts["seed"]).to(parts["device"])
-    measures = pretrain(model, train, parts["training"], parts["seed"])
+    model = untrained(parts["backbone"], train, parts["seed"]).to(parts["device"])
+    measures = pretrain(model, train, *settings, warmup)
     measures |= held_out(model, data(split="test"))
     _save(model.backbone, path)
     for name, value in measures.items():
@@ -218,11 +250,25 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"weights: {path}")
 
 
-def _untrained(backbone: Callable[..., nn.Module], data: Fractals, seed: int) -> Model:
-    """The backbone with one output per fractal class."""
+def untrained(backbone: Callable[..., nn.Module], data: Fractals, seed: int) -> Model:
+    """The backbone with one output per fractal class.
+
+    Args:
+        backbone: Builds it from ``input_shape``.
+        data: The fractals.
+        seed: Draws the weights.
+    """
     side = data.rendering.image_size
     with seeded(derive(seed, "fractal weights")):
         return Model(backbone(input_shape=(data.channels, side, side)), data.num_classes)
+
+
+def _check_warmup(data: Fractals, warmup: int) -> None:
+    if warmup < 0 or (warmup and data.mode == "multiclass"):
+        raise ValueError(
+            "encoder.warmup must be 0, or above with encoder.data.mode=multi_instance, got"
+            f" {warmup} with {data.mode}"
+        )
 
 
 def _save(net: nn.Module, path: Path) -> None:

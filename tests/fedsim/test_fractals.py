@@ -78,6 +78,14 @@ def test_multi_instance_images_show_one_to_five_classes():
     assert float(numbers.mean()) == pytest.approx(3.0, abs=0.3)
 
 
+def test_singles_are_the_same_systems_one_to_an_image():
+    several = fractals(mode="multi_instance", split="test")
+    images, labels = several.singles().batch(torch.arange(12))
+    expected, wanted = fractals(mode="multiclass", split="test").batch(torch.arange(12))
+    assert torch.equal(images, expected)
+    assert torch.equal(labels, wanted)
+
+
 def test_shapes_and_range():
     images, _ = fractals().batch(torch.arange(12))
     assert images.shape == (12, 3, 16, 16)

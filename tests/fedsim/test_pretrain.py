@@ -92,6 +92,39 @@ def test_a_few_passes_learn_systems_that_are_rendered_anew(mode, classes):
         assert after["mean_average_precision"] > before["mean_average_precision"] + 0.02
 
 
+def test_a_warm_up_is_training_on_the_same_systems_one_to_a_picture():
+    several = DATA(seed=0, mode="multi_instance")
+
+    def trained(data, epochs, warmup):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = Model(BACKBONE(input_shape=(3, 16, 16)), 3)
+        settings = LocalTraining(optimizer=TRAINING.optimizer, epochs=epochs, batch_size=8)
+        pretrain(model, data, settings, seed=0, warmup=warmup)
+        return model
+
+    warm = trained(several, epochs=0, warmup=2)
+    single = trained(several.singles(), epochs=2, warmup=0)
+    after = single.backbone.state_dict()
+    assert all(torch.equal(t, after[name]) for name, t in warm.backbone.state_dict().items())
+    assert not torch.equal(warm.head.weight, single.head.weight)  # the head begins anew
+    on = trained(several, epochs=1, warmup=2)
+    assert not torch.equal(on.backbone.blocks[0][0].weight, after["blocks.0.0.weight"])
+
+
+def test_a_warm_up_belongs_to_several_fractals_in_a_picture(monkeypatch, tmp_path):
+    monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path))
+    with pytest.raises(ValueError, match=r"encoder\.warmup must be 0.*1 with multiclass"):
+        encoder(warmup=1)
+    with pytest.raises(SystemExit, match=r"encoder\.warmup must be 0"):
+        main(["encoder.warmup=1"])
+    several = partial(DATA, mode="multi_instance")
+    names = {weights_path(BACKBONE, several, TRAINING, 0, warmup) for warmup in (0, 1, 2)}
+    assert len(names) == 3
+    assert weights_path(BACKBONE, several, TRAINING, 0, 0) in names
+    assert encoder(data=several, warmup=1).digest() != encoder(data=several).digest()
+
+
 def test_the_command_trains_reports_and_keeps(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path))
     small = [
