@@ -10,7 +10,7 @@ from fedsim.backbones.vision import MLP, Conv4
 from fedsim.data import TensorExamples
 from fedsim.episodes import Episodes, fingerprint, prototypical, started, train
 from fedsim.functional import metric_losses
-from fedsim.functional.prototypes import class_means, class_statistics, prototype_scores
+from fedsim.functional.prototypes import prototype_scores
 from fedsim.pool import ImagePool
 from scenarios.datasets import digits
 from scenarios.toy import toy
@@ -163,49 +163,63 @@ def test_a_backbone_can_start_from_the_encoder():
         assert torch.equal(net.state_dict()[name], tensor)
 
 
-def test_metric_losses_compact_unseen_classes_and_cost_little():
-    """Digits: train on 6 classes, 5-shot episodes of the other 4; medians over five seeds.
+def test_metric_losses_cost_no_accuracy_on_unseen_classes():
+    """Generated characters, 200 of 20 ways to train on, 5-way 5-shot on 200 others; three seeds.
 
-    From one seed to another the accuracy of either side moves by ten points, and so does the
-    difference; the median is within five points. docs/reconnaissance.md has the numbers.
+    The mean difference to the prototypical loss alone is a few tenths of a point with a standard
+    error of as much, so that one point is a limit that noise does not reach. With six classes to
+    train on it would: docs/reconnaissance.md has the numbers.
     """
-    data, plain = digits(), [metric_losses.prototypical]
-    unseen = {"plain": [], "proto_triplet": [], "icnn": []}
-    for seed in range(5):
-        for name, results in unseen.items():
-            losses = plain if name == "plain" else [*plain, getattr(metric_losses, name)]
-            training = recipe(losses=losses, episodes=150, ways=6, shots=5, queries=5, seed=seed)
-            encoder = prototypical(
-                input_shape=(1, 8, 8),
-                dataset=data,
-                backbone=partial(Conv4, width=32),
-                training=training,
-                num_classes=6,
-            )
-            results.append(few_shot(encoder, data, seed))
+    images, targets = strokes(classes=400, drawings=20)
+    base = TensorExamples(inputs=images[targets < 200], targets=targets[targets < 200])
+    characters = ImagePool(examples=[base], num_classes=None, per_class=10, rotations=False)
+    plain = [metric_losses.prototypical]
+    losses = {
+        "plain": plain,
+        "proto_triplet": [*plain, metric_losses.proto_triplet],
+        "icnn": [*plain, metric_losses.icnn],
+    }
+    unseen = {name: [] for name in losses}
+    for seed in range(3):
+        for name, terms in losses.items():
+            training = recipe(losses=terms, episodes=150, ways=20, shots=5, queries=5, seed=seed)
+            torch.manual_seed(seed)
+            net = Conv4(input_shape=(1, 14, 14), width=32)
+            train(net, characters, training)
+            unseen[name].append(few_shot(net, images[targets >= 200], drawings=20, seed=seed))
+    assert np.mean(unseen["plain"]) > 0.8
     for name in ("proto_triplet", "icnn"):
-        accuracy, spread = np.median(np.subtract(unseen[name], unseen["plain"]), axis=0)
-        assert accuracy >= -0.05, name
-        assert spread < 0.0, name
+        assert np.mean(np.subtract(unseen[name], unseen["plain"])) >= -0.01, name
 
 
-def few_shot(encoder, data, seed, draws=30):
-    """5-shot accuracy on digits 6..9, and distance within classes over distance between them."""
-    train, test = encoder(data.train.inputs), encoder(data.test.inputs)
-    unseen = data.test.targets >= 6
-    test, truth = test[unseen], data.test.targets[unseen]
-    members = [(data.train.targets == c).nonzero().flatten() for c in range(6, 10)]
+def strokes(classes, drawings, *, noise=0.1, side=14):
+    """Characters of three curves; every drawing moves their control points a little."""
+    rng = torch.Generator().manual_seed(0)
+    time = torch.linspace(0, 1, 12)
+    curve = torch.stack([(1 - time) ** 2, 2 * time * (1 - time), time**2])
+    points = 0.1 + 0.8 * torch.rand(classes, 1, 3, 3, 2, generator=rng)  # [class, 1, stroke, 3, xy]
+    points = points + noise * torch.randn(classes, drawings, 3, 3, 2, generator=rng)
+    ink = torch.einsum("pt,cdspx->cdstx", curve, points).reshape(classes * drawings, -1, 2)
+    ticks = (torch.arange(side) + 0.5) / side
+    pixels = torch.cartesian_prod(ticks, ticks)
+    gaps = torch.cat([torch.cdist(pixels, part).amin(-1) for part in ink.split(500)])
+    images = (1.5 - side * gaps).clamp(0.0, 1.0).reshape(-1, 1, side, side)
+    return images, torch.arange(classes).repeat_interleave(drawings)
+
+
+@torch.no_grad()
+def few_shot(net, images, drawings, seed, episodes=300):
+    """5-way 5-shot accuracy; all drawings of a class follow each other."""
+    embeddings = torch.cat([net(part) for part in images.split(500)]).unflatten(0, (-1, drawings))
     rng = torch.Generator().manual_seed(seed)
-    values = []
-    for _ in range(draws):
-        support = torch.cat([m[torch.randperm(len(m), generator=rng)[:5]] for m in members])
-        statistics = class_statistics(train[support], data.train.targets[support])
-        means = class_means(statistics)
-        predicted = statistics.classes[prototype_scores(test, means).argmax(1)]
-        within = (test - means[truth - 6]).norm(dim=1).mean()
-        right = (predicted == truth).float().mean()
-        values.append((right.item(), (within / torch.pdist(means).mean()).item()))
-    return np.mean(values, 0)
+    right = []
+    for _ in range(episodes):
+        ways = embeddings[torch.randperm(len(embeddings), generator=rng)[:5]]
+        ways = ways[:, torch.randperm(drawings, generator=rng)]
+        means, queries = ways[:, :5].mean(1), ways[:, 5:]
+        nearest = prototype_scores(queries.flatten(0, 1), means).argmax(1)
+        right.append((nearest == metric_losses.labels_of(queries)).float().mean().item())
+    return np.mean(right)
 
 
 @pytest.mark.parametrize(
