@@ -78,7 +78,7 @@ def state_rounds(num_clients: int, folder: Path) -> Iterator[object]:
     round_ = 0
     while True:
         round_ += 1
-        sent = configured(strategy, round_, arrays, grid)
+        sent = configured(strategy, round_, arrays, grid, "train")
         yield strategy.aggregate_train(round_, grid.send_and_receive(sent))
 
 

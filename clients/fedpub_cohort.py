@@ -5,7 +5,7 @@ stacks is everybody's step, since the optimiser treats every element alike. What
 from the per-client loop by rounding only, and each client's state has the same form.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +18,7 @@ from fedsim.arrays import Params
 from fedsim.backbones.graph import GCN
 from fedsim.functional.masks import cut, masks, weights
 from fedsim.scenario import Split
-from fedsim.scoring import ratios
+from fedsim.scoring import Score, measured
 from fedsim.seeding import derive
 from fedsim.state import ClientState
 from fedsim.wire import Download, Metrics, Upload
@@ -232,23 +232,19 @@ class Block:
             1.0 - sum(int(mask[place].count_nonzero()) for mask in kept.values()) / entries
             for place in range(len(self._ids))
         ]
-        metrics: list[Metrics] = []
-        for place in range(len(self._ids)):
-            correct, own, met, loss, known = found["test"][place]
-            size = int(self._rows["test"].counts[place])
-            mine: Metrics = {
-                "accuracy": ratios([correct], [size]),
-                "accuracy_among_own": ratios([own], [size]),
-                "accuracy_among_met": ratios([met], [size]),
-                "loss": ratios([loss], [int(known)]),
-                "examples": [float(size)],
+        return [
+            {
+                **measured({split: self._scored(found, split, place) for split in splits}),
+                "mask_zeros": z,
             }
-            if "val" in found:
-                size = int(self._rows["val"].counts[place])
-                mine["val_accuracy"] = ratios([found["val"][place][0]], [size])
-                mine["val_examples"] = [float(size)]
-            metrics.append({**mine, "mask_zeros": zeros[place]})
-        return metrics
+            for place, z in enumerate(zeros)
+        ]
+
+    def _scored(
+        self, found: Mapping[Split, list[list[float]]], split: Split, place: int
+    ) -> tuple[list[Score], list[int]]:
+        """A client's score on a split, and the number of its examples."""
+        return [Score.of(found[split][place])], [int(self._rows[split].counts[place])]
 
     def _marks(self, scores: Tensor, rows: Rows) -> list[list[float]]:
         """Sums of :meth:`fedsim.scoring.Candidates.marks` over every client's rows."""

@@ -11,23 +11,24 @@ import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
-from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Context, Message, MessageType, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fedsim.checks import Node
 from fedsim.client import Client
+from fedsim.cohort_evaluation import CohortEvaluation
 from fedsim.cohort_plan import Cohort, CohortSize
 from fedsim.cohort_views import UnstackableError
-from fedsim.course import tested, trained, trained_block
+from fedsim.course import tested, tested_block, trained, trained_block
 from fedsim.state import ClientState
-from fedsim.wire import NUM_EXAMPLES, Decoded, client_number, to_download, to_reply
+from fedsim.wire import NUM_EXAMPLES, Decoded, client_number, round_of, to_download, to_reply
 
 _ENGINE = "engine=superlink"  # what the overrides of a run config are applied to
 
 
 class BlockApp(ClientApp):
-    """A Flower ``ClientApp`` around a fedsim client that can train several clients at once.
+    """A Flower ``ClientApp`` around a fedsim client that can train or test several at once.
 
     Args:
         client_for: Gives the process's client.
@@ -36,43 +37,51 @@ class BlockApp(ClientApp):
     def __init__(self, client_for: Callable[[Context], Client]) -> None:
         super().__init__()
         self._client_for = client_for
-        self._cohorts: dict[CohortSize, Cohort] = {}
+        self._cohorts: dict[tuple[str, CohortSize], Cohort | CohortEvaluation] = {}
 
     def block_size(self, message: Message, context: Context, wanted: CohortSize) -> int:
-        """How many clients are trained at once at most, given one of the messages to train.
+        """How many clients are trained or tested at once at most, given one of their messages.
 
         Args:
             message: Addressed to the client of the context.
             context: That client's.
             wanted: Clients a block; ``auto`` chooses by the workload, ``off`` is one.
         """
-        cohort = self._cohort(context, wanted)
+        cohort = self._cohort(message, context, wanted)
+        if cohort is None:
+            return 1
         down = to_download(message, context, cohort.client.setting.clock)
         return cohort.size(down, ClientState(_copied(context.state)))
 
-    def train_block(
+    def run_block(
         self, messages: Sequence[Message], contexts: Sequence[Context], wanted: CohortSize
     ) -> list[Message]:
-        """Train the clients of these contexts at once.
+        """Train or test the clients of these contexts at once.
 
-        Contexts are only written to when all clients have been trained.
+        Contexts are only written to when all clients are done.
 
         Raises:
-            UnstackableError: If they cannot be trained at once; then none will be from now on.
+            UnstackableError: If it cannot be done at once; then it will not be from now on.
         """
-        cohort = self._cohort(contexts[0], wanted)
+        cohort = self._cohort(messages[0], contexts[0], wanted)
+        if cohort is None:
+            raise UnstackableError("it is neither training nor testing")
         decoded = Decoded()
         clock = cohort.client.setting.clock
         downs = [
             to_download(*pair, clock, decoded) for pair in zip(messages, contexts, strict=True)
         ]
         states = [_copied(context.state) for context in contexts]
+        turns = list(zip(messages, downs, map(ClientState, states), strict=True))
+
+        def spare(place: int) -> ClientState:
+            return ClientState(_copied(contexts[place].state))
+
         try:
-            replies = trained_block(
-                cohort,
-                list(zip(messages, downs, map(ClientState, states), strict=True)),
-                lambda place: ClientState(_copied(contexts[place].state)),
-            )
+            if isinstance(cohort, Cohort):
+                replies = trained_block(cohort, turns, spare)
+            else:
+                replies = tested_block(cohort, turns, spare)
         except UnstackableError as error:
             cohort.decline(str(error))
             raise
@@ -80,21 +89,43 @@ class BlockApp(ClientApp):
             context.state = state
         return replies
 
-    def decline(self, context: Context, wanted: CohortSize, reason: str) -> None:
-        """Train one by one from now on."""
-        self._cohort(context, wanted).decline(reason)
+    def prefetch(self, message: Message, context: Context, client_ids: Sequence[int]) -> None:
+        """Cut the data of clients that will be trained one after the other, all at once.
 
-    def _cohort(self, context: Context, wanted: CohortSize) -> Cohort:
-        client = self._client_for(context)
-        if wanted not in self._cohorts or self._cohorts[wanted].client is not client:
-            self._cohorts[wanted] = Cohort(client, wanted)
-        return self._cohorts[wanted]
+        Args:
+            message: One of those that they will get.
+            context: The context of one of them.
+            client_ids: Who they are.
+        """
+        round_ = round_of(message.content)
+        if round_ is not None:
+            self._client_for(context).setting.prefetch(round_, client_ids)
+
+    def decline(self, message: Message, context: Context, wanted: CohortSize, reason: str) -> None:
+        """Answer messages of this type one by one from now on."""
+        cohort = self._cohort(message, context, wanted)
+        if cohort is not None:
+            cohort.decline(reason)
+
+    def _cohort(
+        self, message: Message, context: Context, wanted: CohortSize
+    ) -> Cohort | CohortEvaluation | None:
+        client, kind = self._client_for(context), message.metadata.message_type
+        key = kind, wanted
+        if key not in self._cohorts or self._cohorts[key].client is not client:
+            if kind == MessageType.TRAIN:
+                self._cohorts[key] = Cohort(client, wanted)
+            elif kind == MessageType.EVALUATE:
+                self._cohorts[key] = CohortEvaluation(client, wanted)
+            else:
+                return None
+        return self._cohorts[key]
 
 
 def _copied(state: RecordDict) -> RecordDict:
     """A state that can be written to without changing the original; arrays are shared."""
     copy = RecordDict()
-    for name, record in state.items():
+    for name, record in state.items() if state else ():
         copy[name] = record if isinstance(record, ArrayRecord) else record.copy()
     return copy
 

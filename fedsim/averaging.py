@@ -7,6 +7,7 @@ elsewhere Flower's own code sums client by client.
 
 import random
 from collections.abc import Iterable
+from typing import Literal
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -22,6 +23,8 @@ from fedsim.grid import LocalGrid
 from fedsim.replies import BlockReply, addressed
 from fedsim.wire import NUM_EXAMPLES, SERVER_ROUND
 
+_TYPES = {"train": MessageType.TRAIN, "evaluate": MessageType.EVALUATE}
+
 
 def average_blocks(
     strategy: FlowerStrategy, round_: int, replies: Iterable[Message]
@@ -36,7 +39,11 @@ def average_blocks(
 
 
 def configured(
-    strategy: FlowerStrategy, round_: int, arrays: ArrayRecord, grid: Grid
+    strategy: FlowerStrategy,
+    round_: int,
+    arrays: ArrayRecord,
+    grid: Grid,
+    kind: Literal["train", "evaluate"],
 ) -> Iterable[Message]:
     """The messages of a round; what Flower's ``FedAvg`` asks, without walking over all nodes.
 
@@ -44,24 +51,28 @@ def configured(
     million. Drawn are the same nodes, since the draw depends on their number only.
     """
     config = ConfigRecord()
-    if not isinstance(grid, LocalGrid) or not isinstance(strategy, FedAvg) or _asks(strategy):
-        return strategy.configure_train(round_, arrays, config, grid)
+    configure = strategy.configure_train if kind == "train" else strategy.configure_evaluate
+    if not isinstance(grid, LocalGrid) or not isinstance(strategy, FedAvg):
+        return configure(round_, arrays, config, grid)
+    share, least = strategy.fraction_train, strategy.min_train_nodes
+    if kind == "evaluate":
+        share, least = strategy.fraction_evaluate, strategy.min_evaluate_nodes
     nodes = grid.nodes()
-    size = max(int(len(nodes) * strategy.fraction_train), strategy.min_train_nodes)
-    if not 0 < size <= len(nodes) or len(nodes) < strategy.min_available_nodes:
-        return strategy.configure_train(round_, arrays, config, grid)  # it has words for that
+    size = max(int(len(nodes) * share), least)
+    enough = 0 < size <= len(nodes) and len(nodes) >= strategy.min_available_nodes
+    if not enough or share == 0.0 or _asks(strategy, kind):
+        return configure(round_, arrays, config, grid)  # it has words for what is missing
     config[SERVER_ROUND] = round_
     content = RecordDict({strategy.arrayrecord_key: arrays, strategy.configrecord_key: config})
     chosen = random.sample(nodes, size)
-    first = Message(content, chosen[0], MessageType.TRAIN)
+    first = Message(content, chosen[0], _TYPES[kind])
     return [first, *(addressed(first, node) for node in chosen[1:])]
 
 
-def _asks(strategy: FedAvg) -> bool:
+def _asks(strategy: FedAvg, kind: str) -> bool:
     """Whether a strategy asks its clients for something in a way of its own."""
-    names = ("configure_train", "_construct_messages")
-    own = any(getattr(type(strategy), n) is not getattr(FedAvg, n) for n in names)
-    return own or strategy.fraction_train == 0.0
+    names = (f"configure_{kind}", "_construct_messages")
+    return any(getattr(type(strategy), n) is not getattr(FedAvg, n) for n in names)
 
 
 def averages(strategy: FlowerStrategy) -> bool:

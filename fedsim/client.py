@@ -14,7 +14,7 @@ from fedsim.data import Batch, Shard
 from fedsim.fieldtest import after_merge, before_merge
 from fedsim.model import Model, mask_logits
 from fedsim.scenario import Split
-from fedsim.scoring import Candidates, Score, ratios
+from fedsim.scoring import Candidates, Score, measured
 from fedsim.seeding import derive, generator
 from fedsim.setting import Setting as Setting
 from fedsim.setting import initial_model as initial_model
@@ -181,19 +181,10 @@ class Client:
         Where runs are judged on validation data, ``val_accuracy`` and ``val_examples`` as well.
         """
         self.model.eval()
-        scores, sizes = self._scores("test", down, state)
-        metrics: Metrics = {
-            "accuracy": ratios([s.correct for s in scores], sizes),
-            "accuracy_among_own": ratios([s.among_own for s in scores], sizes),
-            "accuracy_among_met": ratios([s.among_met for s in scores], sizes),
-            "loss": ratios([s.loss for s in scores], [s.known for s in scores]),
-            "examples": [float(n) for n in sizes],
-        }
+        splits: list[Split] = ["test"]
         if self.setting.evaluation.validates:
-            scores, sizes = self._scores("val", down, state)
-            metrics["val_accuracy"] = ratios([s.correct for s in scores], sizes)
-            metrics["val_examples"] = [float(n) for n in sizes]
-        return metrics
+            splits.append("val")
+        return measured({split: self._scores(split, down, state) for split in splits})
 
     def fit(self, batches: Iterator[Batch], down: Download, state: ClientState) -> float:
         """Train the model on the batches; returns the mean loss."""

@@ -77,7 +77,8 @@ class Block:
         else:
             self._weights = [{**shared, **weights} for weights in self._weights]
         losses = (self._loss_sums / self._examples).tolist()
-        uploads = [self._upload(place, noise, loss) for place, loss in enumerate(losses)]
+        drawn = noise if self.client.overrides("upload") else None
+        uploads = [self._upload(place, drawn, loss) for place, loss in enumerate(losses)]
         changed = [n for n, v in vars(self.client).items() if before.get(n, _ABSENT) is not v]
         if changed:
             raise UnstackableError(f"it keeps {', '.join(changed)} on itself")
@@ -202,9 +203,10 @@ class Block:
         """The weights of a client of the block after training, named as the model's tensors."""
         return self._weights[place]
 
-    def _upload(self, place: int, noise: Noise, loss: float) -> Upload:
+    def _upload(self, place: int, noise: Noise | None, loss: float) -> Upload:
+        """A client's upload, made by its own method if there is noise for that."""
         client, weights = self.client, self._weights[place]
-        if client.overrides("upload"):
+        if noise is not None:
             records = self._own_upload(place, noise)
         elif self._together:
             records = {"arrays": weights}

@@ -181,11 +181,14 @@ class Cohort:
         least = MIN_BLOCK if self._wanted == "auto" else 2
         last: tuple[Download, _Kind] | None = None  # most are of the same kind as the one before
         for place, (down, state) in enumerate(zip(downs, states, strict=True)):
-            kind = last[1] if last and not len(state) and _alike(down, last[0]) else None
+            is_empty = not len(state)
+            kind = last[1] if last and is_empty and _alike(down, last[0]) else None
             kind = kind or _Kind.of(down, state)
-            last = None if len(state) else (down, kind)
+            last = (down, kind) if is_empty else None
             kinds.setdefault(kind, []).append(place)
         for kind, places in kinds.items():
+            ids = [self.client._trainee(downs[place]) for place in places]
+            self.client.setting.prefetch(kind.tick.round, ids)
             shards = [self._shard(downs[place]) for place in places]
             busy = [p for p, s in zip(places, shards, strict=True) if s is not None]
             if len(busy) < least:

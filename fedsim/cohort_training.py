@@ -100,7 +100,8 @@ class BlockTraining:
         self._down = downs[0]
         self._states = list(states)
         self._records = Stack([down.records for down in downs])
-        self._groups = Stack([{name: state[name] for name in state} for state in states])
+        nothing: dict[str, Params] = {}  # the same object, which is quickly seen
+        self._groups = Stack([{n: state[n] for n in state} or nothing for state in states])
         self._optimizer: Optimizer = client._optimizer(
             list(self._params.values()), downs[0], states[0]
         )

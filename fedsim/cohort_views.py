@@ -34,12 +34,14 @@ class Stack:
         self._names: list[tuple[str, str]] = []
         self._unequal: set[str] = set()
         self.tensors: list[Tensor] = []
-        for name in groups[0]:
+        alike = all(group is groups[0] for group in groups)
+        self._shared.update(groups[0] if alike else {})
+        for name in () if alike else groups[0]:
             self._add(name, [group[name] for group in groups])
 
     def _add(self, name: str, rows: Sequence[Params]) -> None:
         first = rows[0]
-        if all(_same(row, first) for row in rows[1:]):
+        if all(is_same(row, first) for row in rows[1:]):
             self._shared[name] = first
             return
         if any(_shapes(row) != _shapes(first) for row in rows[1:]):
@@ -56,7 +58,7 @@ class Stack:
     def records(self, tensors: Sequence[Tensor]) -> Records:
         """The groups, with the given tensors in place of the stacked ones."""
         records: Records = dict(self._shared)
-        records.update((name, _Unequal(name)) for name in self._unequal)
+        records.update((name, Unequal(name)) for name in self._unequal)
         for (name, key), tensor in zip(self._names, tensors, strict=True):
             records.setdefault(name, {})[key] = tensor
         return records
@@ -116,7 +118,7 @@ class BlockState(ClientState):
         raise UnstackableError(f"the loss sets counter {name!r} to {value}")
 
 
-class _Unequal(dict[str, Tensor]):
+class Unequal(dict[str, Tensor]):
     """Tensors that have other names or shapes in other clients."""
 
     def __init__(self, name: str) -> None:
@@ -124,13 +126,13 @@ class _Unequal(dict[str, Tensor]):
         self._name = name
 
     def _refuse(self, *_: object) -> NoReturn:
-        raise UnstackableError(f"the loss reads {self._name!r}, whose shapes differ by client")
+        raise UnstackableError(f"what it reads of {self._name!r} differs by client")
 
     __getitem__ = __contains__ = __iter__ = __len__ = _refuse
     get = items = keys = values = _refuse
 
 
-def _same(a: Params, b: Params) -> bool:
+def is_same(a: Params, b: Params) -> bool:
     """Whether two groups are the very same tensors."""
     return a is b or (a.keys() == b.keys() and all(a[name] is b[name] for name in a))
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from flwr.app import Message
 
 from fedsim.client import Client
+from fedsim.cohort_evaluation import CohortEvaluation
 from fedsim.cohort_plan import Cohort
 from fedsim.replies import block_reply
 from fedsim.state import ClientState
@@ -48,6 +49,16 @@ def trained_block(
             reply = block_reply(sent, message, down.tick.round)
             replies[place] = to_reply(sent, message) if reply is None else reply
     return [reply for reply in replies.values() if reply is not None]
+
+
+def tested_block(
+    cohort: CohortEvaluation, turns: Sequence[Turn], spare: Callable[[int], ClientState]
+) -> list[Message]:
+    """The replies of clients that are tested at once; see :func:`trained_block`."""
+    states = [state for _, _, state in turns]
+    downs = [_received(cohort.client, down, state) for _, down, state in turns]
+    uploads = cohort.run(downs, states, spare)
+    return [to_reply(upload, turn[0]) for upload, turn in zip(uploads, turns, strict=True)]
 
 
 def tested(client: Client, down: Download, state: ClientState) -> Upload:

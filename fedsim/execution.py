@@ -1,13 +1,12 @@
 """Answers messages with the client app: one by one, or a block of clients at once."""
 
-import itertools
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Context, Error, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
@@ -16,56 +15,12 @@ from fedsim.arrays import LocalContent, decoded, fill
 from fedsim.cohort_plan import CohortSize
 from fedsim.replies import BlockReply, addressee
 from fedsim.roster import LocalRoster
+from fedsim.works import Done, Shared, States, Work
 
 UserConfig = dict[str, bool | float | int | str]
-_LOG = logging.getLogger(__name__)
-
-Record = ArrayRecord | ConfigRecord | MetricRecord
-States = dict[int, RecordDict]  # client to what it remembers
 Decoded = dict[int, tuple[ArrayRecord, ArrayRecord]]  # by id: a record, kept, and it decoded
-Shared = Mapping[int, ArrayRecord]  # records of several messages, by number
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
-    """Messages that are answered together.
-
-    Attributes:
-        messages: In client order; a client's own messages are never split over two works.
-        states: What those clients remember that remember anything.
-        run_id: Flower's number of the run.
-    """
-
-    messages: list[Message]
-    states: States
-    run_id: int
-
-
-@dataclass(slots=True, kw_only=True)
-class Done:
-    """What became of a work.
-
-    Attributes:
-        replies: In the order of the messages.
-        states: What the clients remember now.
-        declined: Why the app trains clients one by one from now on; None if it does not.
-        patches: Instead of states, where most of one is as it was: every record's name with the
-            record, or None for the one that the client had before.
-    """
-
-    replies: list[Message]
-    states: States = field(default_factory=dict)
-    declined: str | None = None
-    patches: dict[int, list[tuple[str, Record | None]]] = field(default_factory=dict)
-
-    def patched(self, work: Work) -> "Done":
-        """The same with whole states, at the end that has the former ones."""
-        for client_id, patch in self.patches.items():
-            before = work.states.get(client_id, RecordDict())
-            records = {name: before[name] if new is None else new for name, new in patch}
-            self.states[client_id] = fill(RecordDict(), records)
-        self.patches = {}
-        return self
+AHEAD = 32  # clients whose data is cut at once, where they are trained one by one
+_LOG = logging.getLogger(__name__)
 
 
 class Executor:
@@ -94,7 +49,7 @@ class Executor:
         self._run_config = run_config
         self._raise_errors = raise_errors
         self._cohort: CohortSize = cohort
-        self._declined = False
+        self._declined: set[str] = set()  # types of messages that are answered one by one
         self.most = sys.maxsize  # clients at once that memory has been enough for so far
 
     def run(self, work: Work, shared: Decoded) -> Done:
@@ -106,16 +61,31 @@ class Executor:
         """
         done = None
         app, reason = self.app, None
-        if len(work.messages) > 1 and isinstance(app, BlockApp) and not self._declined:
+        kind = work.messages[0].metadata.message_type
+        if len(work.messages) > 1 and isinstance(app, BlockApp) and kind not in self._declined:
             done, reason = self._run_block(app, work)
         if done is None:
             done = Done(replies=[], states=dict(work.states))
             for message in work.messages:
                 done.replies.append(self._answer(message, work.run_id, done.states, shared))
             if reason is not None:
-                self._declined, done.declined = True, reason
+                done.declined = reason
+                self._declined.add(kind)
         done.replies = [_finished(reply) for reply in done.replies]
         return done
+
+    def prefetch(self, messages: Sequence[Message], run_id: int) -> None:
+        """Cut the data of clients that are about to be trained one by one."""
+        types = {message.metadata.message_type for message in messages}
+        if not isinstance(self.app, BlockApp) or types != {MessageType.TRAIN}:
+            return
+        ids = [self._roster.client(addressee(message)) for message in messages]
+        known = [client_id for client_id in ids if 0 <= client_id < self._roster.num_clients]
+        if len(known) > 1:
+            try:
+                self.app.prefetch(messages[0], self.context(known[0], run_id, None), known)
+            except Exception:  # whose data it is that cannot be had shows when they are trained
+                _LOG.debug("data cannot be cut ahead", exc_info=True)
 
     def run_apart(self, work: Work, shared: Shared) -> Done:
         """The same in another process than the one that keeps the states.
@@ -152,7 +122,7 @@ class Executor:
             return None, None
         contexts = [self.context(c, work.run_id, work.states.get(c)) for c in ids]
         try:
-            replies = app.train_block(work.messages, contexts, self._cohort)
+            replies = app.run_block(work.messages, contexts, self._cohort)
         except torch.OutOfMemoryError:
             return self._run_halves(work), None
         except Exception as error:  # one by one shows whose error it is, or that there is none
@@ -195,36 +165,6 @@ class Executor:
         if len(context.state) > 0:
             states[client_id] = context.state
         return reply
-
-
-def parts_of(work: Work, client: Callable[[Message], int]) -> list[Work]:
-    """A work for each of the clients.
-
-    Args:
-        work: Messages, each client's side by side.
-        client: Whom a message is for.
-    """
-    return [
-        Work(
-            messages=list(messages),
-            states={c: state for c, state in work.states.items() if c == client_id},
-            run_id=work.run_id,
-        )
-        for client_id, messages in itertools.groupby(work.messages, client)
-    ]
-
-
-def shared_records(blocks: Sequence[list[Message]]) -> Shared:
-    """Array records that several messages carry, decoded, by number."""
-    seen: dict[int, ArrayRecord] = {}
-    shared: dict[int, ArrayRecord] = {}
-    for message in itertools.chain.from_iterable(blocks):
-        for record in message.content.values():
-            if isinstance(record, ArrayRecord):
-                if id(record) in seen:
-                    shared[id(record)] = record
-                seen[id(record)] = record
-    return dict(enumerate(shared.values()))
 
 
 def _is_same(new: object, old: object) -> bool:

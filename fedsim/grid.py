@@ -4,7 +4,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from flwr.app import Context, Error, Message, MessageType, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp import Grid, ServerApp
@@ -13,11 +13,12 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedsim.apps import BlockApp
 from fedsim.cohort_plan import CohortSize
-from fedsim.execution import Decoded, Done, Executor, UserConfig, Work, parts_of, shared_records
+from fedsim.execution import AHEAD, Decoded, Executor, UserConfig
 from fedsim.replies import DEADLINE, addressee
 from fedsim.roster import FIRST_NODE, LocalRoster
 from fedsim.state import MemoryStore, Store
 from fedsim.workers import Lost, WorkerPool
+from fedsim.works import Done, Work, equal_parts, parts_of, shared_records
 
 _RUN_ID = 1
 
@@ -184,16 +185,12 @@ class LocalGrid(Grid):
     def _blocks(self, queue: list[Message]) -> list[list[Message]]:
         """The messages in parts that are answered at once, as equal as they can be."""
         app, size = self._app, 1
-        alike = {m.metadata.message_type for m in queue} == {MessageType.TRAIN}
+        alike = len({m.metadata.message_type for m in queue}) == 1
         known = all(0 <= self._client(m) < self.roster.num_clients for m in queue)
         if self._cohort != "off" and alike and known and isinstance(app, BlockApp):
             size = app.block_size(queue[0], self._context(self._client(queue[0])), self._cohort)
             size = min(size, self._executor.most)
-        clients = [list(group) for _, group in itertools.groupby(queue, self._client)]
-        count = -(-len(clients) // size)
-        cuts = [len(clients) * number // max(count, 1) for number in range(count + 1)]
-        parts = [clients[start:end] for start, end in itertools.pairwise(cuts)]
-        return [list(itertools.chain.from_iterable(part)) for part in parts]
+        return equal_parts(queue, size, self._client)
 
     def _done(
         self, blocks: Sequence[list[Message]], deadline: float | None
@@ -211,15 +208,18 @@ class LocalGrid(Grid):
             for client_id, state in done.states.items():
                 self.store.put(client_id, state)
             if done.declined is not None and isinstance(self._app, BlockApp):
-                first = self._context(self._client(work.messages[0]))
-                self._app.decline(first, self._cohort, done.declined)
+                context = self._context(self._client(work.messages[0]))
+                self._app.decline(work.messages[0], context, self._cohort, done.declined)
             replies = [self._stamp(reply) for reply in done.replies]
             yield addressee(work.messages[0]), replies
 
     def _works(self, blocks: Sequence[list[Message]], deadline: float | None) -> Iterator[Work]:
-        for block in blocks:
+        for number, block in enumerate(blocks):
             if deadline is not None and time.monotonic() > deadline:
                 return
+            if len(block) == 1 and number % AHEAD == 0 and self._count == 1:
+                following = itertools.chain.from_iterable(blocks[number : number + AHEAD])
+                self._executor.prefetch(list(following), self._run.run_id)
             for message in block:
                 self._stamp(message)
             states = {}

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from torch import Tensor
@@ -91,7 +91,7 @@ class Loop:
         round_ = log.tick.round
         start = time.perf_counter()
         with flower_sampling(derive(self.seed, "sample", round_)):
-            messages = list(configured(self.strategy, round_, arrays, self.grid))
+            messages = list(configured(self.strategy, round_, arrays, self.grid, "train"))
         log.seconds["configure"] = time.perf_counter() - start
         _count_bytes(messages, log.download_bytes)
         intake = self._intake()
@@ -116,9 +116,7 @@ class Loop:
         round_ = log.tick.round
         start = time.perf_counter()
         with flower_sampling(derive(self.seed, "evaluate")):  # the same clients every time
-            messages = list(
-                self.strategy.configure_evaluate(round_, arrays, ConfigRecord(), self.grid)
-            )
+            messages = list(configured(self.strategy, round_, arrays, self.grid, "evaluate"))
         _count_bytes(messages, log.download_bytes)
         intake = self._intake()
         screen = intake.screen(round_, arrays, messages)
@@ -229,10 +227,14 @@ def _keep_numbers(total: dict[str, float], part: Mapping[str, Any]) -> None:
 
 def _count_bytes(messages: Iterable[Message], total: dict[str, int]) -> None:
     """Add the size of every array record of the messages, by record name."""
+    parts: dict[int, tuple[RecordDict, list[tuple[str, ArrayRecord]]]] = {}
     sizes: dict[int, int] = {}  # payloads shared by many clients are measured once
     for message in messages:
-        for name, record in message.content.items():
-            if isinstance(record, ArrayRecord):
-                if id(record) not in sizes:
-                    sizes[id(record)] = num_bytes(to_params(record))
-                total[name] = total.get(name, 0) + sizes[id(record)]
+        content = message.content
+        if id(content) not in parts:  # it is kept too, so that its id stays taken
+            arrays = [(n, r) for n, r in content.items() if isinstance(r, ArrayRecord)]
+            parts[id(content)] = content, arrays
+        for name, record in parts[id(content)][1]:
+            if id(record) not in sizes:
+                sizes[id(record)] = num_bytes(to_params(record))
+            total[name] = total.get(name, 0) + sizes[id(record)]

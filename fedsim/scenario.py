@@ -1,10 +1,13 @@
 """What a scenario must offer: for every client, a stream of experiences cut on demand."""
 
+import math
 from abc import ABC, abstractmethod
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +19,7 @@ if TYPE_CHECKING:  # importing Avalanche takes seconds, so only those who need i
 Split = Literal["train", "val", "test"]  # only graph scenarios have validation data
 CACHE_BYTES = 1 << 27  # shards kept in memory, least recently used first to go
 _SHARD_OVERHEAD = 2048  # bytes that even an empty shard takes
+_AHEAD_BYTES = CACHE_BYTES >> 2  # shards cut ahead at a time: none of them may go before it is used
 
 
 class Scenario(ABC):
@@ -64,6 +68,12 @@ class Scenario(ABC):
             split: Training or test part.
         """
 
+    def indices_of_each(
+        self, client_ids: Sequence[int], experience: int, split: Split
+    ) -> list[Indices]:
+        """The same for several clients."""
+        return [self.indices(client_id, experience, split) for client_id in client_ids]
+
     @abstractmethod
     def build(self, indices: Indices, experience: int, split: Split) -> Shard:
         """The tensors of the given examples, as they look in this experience."""
@@ -89,7 +99,49 @@ class Scenario(ABC):
             self._cache.move_to_end(key)
             return self._cache[key]
         shard = self.build(self.indices(client_id, experience, split), experience, split)
-        if split == "train" and client_id in self.flipped:
+        return self._keep(key, shard)
+
+    def prefetch(self, client_ids: Sequence[int], experience: int, split: Split) -> None:
+        """Cut the data of clients that are about to be asked for, all at once.
+
+        Cutting few examples takes longer to begin than to do, and clients that come for the first
+        time are many where a million are registered. No more is cut than the cache has room for.
+
+        Args:
+            client_ids: In the order in which they will be asked for.
+            experience: Number of the experience.
+            split: Training or test part.
+        """
+        if type(self).shard is not Scenario.shard:
+            return  # it has a way of its own
+        new = [c for c in dict.fromkeys(client_ids) if (c, experience, split) not in self._cache]
+        if len(new) < 2:
+            return
+        size = 4 * math.prod(self.input_shape)
+        room = _AHEAD_BYTES
+        parts: dict[int, Indices] = {}
+        for client_id, part in zip(new, self.indices_of_each(new, experience, split), strict=True):
+            room -= len(part) * size + _SHARD_OVERHEAD
+            if room < 0:
+                break
+            parts[client_id] = part
+        if len(parts) < 2:
+            return
+        whole = self.build(np.concatenate(list(parts.values())), experience, split)
+        end = 0
+        for client_id, part in parts.items():
+            begin, end = end, end + len(part)
+            shard = Shard(  # in memory of its own: rounding depends on where tensors begin
+                inputs=whole.inputs[begin:end].clone(),
+                targets=whole.targets[begin:end].clone(),
+                tasks=None if whole.tasks is None else whole.tasks[begin:end].clone(),
+                indices=part,
+            )
+            self._keep((client_id, experience, split), shard)
+
+    def _keep(self, key: tuple[int | None, int, Split], shard: Shard) -> Shard:
+        """The shard as it is handed out, kept for the next time."""
+        if key[2] == "train" and key[0] in self.flipped:
             shard = replace(shard, targets=self.num_classes - 1 - shard.targets)
         self._cache[key] = shard
         self._cached_bytes += shard.nbytes + _SHARD_OVERHEAD

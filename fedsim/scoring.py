@@ -1,6 +1,6 @@
 """Correct predictions among all classes, and among fewer candidates, an easier question."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fedsim.scenario import Scenario
+from fedsim.scenario import Scenario, Split
+from fedsim.wire import Metrics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +29,18 @@ class Score:
     among_met: int = 0
     loss: float = 0.0
     known: int = 0
+
+    @classmethod
+    def of(cls, sums: Sequence[float]) -> "Score":
+        """From sums of what :meth:`Candidates.marks` gives."""
+        correct, among_own, among_met, loss, known = sums
+        return cls(
+            correct=int(correct),
+            among_own=int(among_own),
+            among_met=int(among_met),
+            loss=loss,
+            known=int(known),
+        )
 
     def __add__(self, other: "Score") -> "Score":
         return Score(
@@ -71,14 +84,7 @@ class Candidates:
             targets: ``[n]``.
             experience: Where the examples come from.
         """
-        correct, among_own, among_met, losses, known = self.marks(scores, targets, experience)
-        return Score(
-            correct=int(correct.sum()),
-            among_own=int(among_own.sum()),
-            among_met=int(among_met.sum()),
-            loss=float(losses.sum()),
-            known=int(known.sum()),
-        )
+        return Score.of([float(mark.sum()) for mark in self.marks(scores, targets, experience)])
 
     def marks(self, scores: Tensor, targets: Tensor, experience: int) -> tuple[Tensor, ...]:
         """What every example adds to each entry of a :class:`Score`, in their order, ``[n]``."""
@@ -99,6 +105,28 @@ class Candidates:
 def _right(scores: Tensor, targets: Tensor, possible: Tensor) -> Tensor:
     """Whether an example's class has the largest score; an impossible class is never right."""
     return (scores.argmax(dim=1) == targets) & possible
+
+
+def measured(found: Mapping[Split, tuple[Sequence[Score], Sequence[int]]]) -> Metrics:
+    """What :meth:`fedsim.client.Client.measure` tells of a client.
+
+    Args:
+        found: For ``test``, and for ``val`` where runs are judged by it, the score and the number
+            of examples of every experience.
+    """
+    scores, sizes = found["test"]
+    metrics: Metrics = {
+        "accuracy": ratios([s.correct for s in scores], sizes),
+        "accuracy_among_own": ratios([s.among_own for s in scores], sizes),
+        "accuracy_among_met": ratios([s.among_met for s in scores], sizes),
+        "loss": ratios([s.loss for s in scores], [s.known for s in scores]),
+        "examples": [float(n) for n in sizes],
+    }
+    if "val" in found:
+        scores, sizes = found["val"]
+        metrics["val_accuracy"] = ratios([s.correct for s in scores], sizes)
+        metrics["val_examples"] = [float(n) for n in sizes]
+    return metrics
 
 
 def ratios(numerators: Sequence[float], denominators: Sequence[int]) -> list[float]:

@@ -1,6 +1,6 @@
 """What all clients of a run share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from fedsim.clock import Clock
@@ -36,6 +36,17 @@ class Setting:
     evaluation: Evaluation = field(default_factory=Evaluation)
     faults: Faults | None = None
     running: RunningStatistics | None = None
+
+    def prefetch(self, round_: int, client_ids: Sequence[int]) -> None:
+        """Cut what these clients train on in a round, all at once, before they are asked for it."""
+        met: dict[int, list[int]] = {}
+        for client_id in client_ids:
+            position = self.clock.at(round_, client_id).experience
+            if position >= 0:
+                experience = self.scenario.experience_at(client_id, position)
+                met.setdefault(experience, []).append(client_id)
+        for experience, clients in met.items():
+            self.scenario.prefetch(clients, experience, "train")
 
 
 def initial_model(setting: Setting) -> Model:

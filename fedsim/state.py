@@ -47,7 +47,7 @@ class ClientState(MutableMapping[str, Params]):
         return (name for name, record in self._records.items() if isinstance(record, ArrayRecord))
 
     def __len__(self) -> int:
-        return sum(1 for _ in self)
+        return sum(1 for _ in self) if self._records else 0
 
     def count(self, name: str, default: int = 0) -> int:
         """A named integer."""

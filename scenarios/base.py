@@ -1,6 +1,6 @@
 """What all scenarios share: data set, partition over clients and cut over time."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -67,6 +67,15 @@ class PartitionedScenario(Scenario):
         if not 0 <= client_id < self.num_clients:
             raise ValueError(f"client_id must lie in [0, {self.num_clients}), got {client_id}")
         return self._membership[split].pick(self._holdings.of(client_id, split), experience)
+
+    def indices_of_each(
+        self, client_ids: Sequence[int], experience: int, split: Split
+    ) -> list[Indices]:
+        """See :meth:`Scenario.indices_of_each`."""
+        if getattr(self.indices, "__func__", None) is not PartitionedScenario.indices:
+            return super().indices_of_each(client_ids, experience, split)  # a subclass's say
+        pick = self._membership[split].pick
+        return [pick(own, experience) for own in self._holdings.of_each(client_ids, split)]
 
     def build(self, indices: Indices, experience: int, split: Split) -> Shard:
         """See :meth:`Scenario.build`."""

@@ -1,6 +1,6 @@
 """Who holds which examples, without a Python object per client."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from fedsim.data import Indices
 from fedsim.scenario import Split
-from fedsim.seeding import numpy_generator
+from fedsim.seeding import numpy_generator, words
 
 
 class Holdings(Protocol):
@@ -18,12 +18,16 @@ class Holdings(Protocol):
         """Examples of one client, ascending."""
         ...
 
+    def of_each(self, client_ids: Sequence[int], split: Split) -> list[Indices]:
+        """The same of several clients."""
+        return [self.of(client_id, split) for client_id in client_ids]
+
     def owners(self, split: Split) -> Indices | None:
         """Client of every example, ``[N]``; None where clients may share examples."""
         ...
 
 
-class Dealt:
+class Dealt(Holdings):
     """Every example belongs to exactly one client.
 
     The examples are grouped by client with one sort (compressed sparse rows), so a client costs
@@ -55,7 +59,7 @@ class Dealt:
         return owners
 
 
-class Whole:
+class Whole(Holdings):
     """Every client holds all that there is.
 
     Args:
@@ -75,7 +79,7 @@ class Whole:
         del split
 
 
-class Drawn:
+class Drawn(Holdings):
     """Every client draws its examples from the pool when asked: nothing is kept per client.
 
     Args:
@@ -105,10 +109,10 @@ class Drawn:
 
     def of(self, client_id: int, split: Split) -> Indices:
         """See :meth:`Holdings.of`."""
-        rng = numpy_generator(self._seed, "resample", split, client_id)
-        n = self._num_draws[split]
         if self._alpha is None:
-            return np.sort(rng.choice(self._sizes[split], n, replace=False, shuffle=False))
+            return self.of_each([client_id], split)[0]
+        n = self._num_draws[split]
+        rng = numpy_generator(self._seed, "resample", split, client_id)
         proportions = dirichlet(
             numpy_generator(self._seed, "proportions", client_id), self._alpha, self._num_classes
         )
@@ -122,9 +126,41 @@ class Drawn:
         drawn = np.concatenate(picks) if picks else np.empty(0, np.int64)
         return np.sort(self._by_class[split][drawn])
 
+    def of_each(self, client_ids: Sequence[int], split: Split) -> list[Indices]:
+        """See :meth:`Holdings.of_each`; uniform draws are made in one go."""
+        if self._alpha is not None:
+            return super().of_each(client_ids, split)
+        n = self._num_draws[split]
+        drawn = words(n, self._seed, "resample", split, each=client_ids)
+        return list(distinct(drawn, self._sizes[split]))
+
     def owners(self, split: Split) -> None:
         """See :meth:`Holdings.owners`: clients share examples."""
         del split
+
+
+def distinct(drawn: NDArray[np.uint64], size: int) -> Indices:
+    """Different numbers below ``size`` in every row, ascending; each subset is equally likely.
+
+    Args:
+        drawn: Uniform 64-bit numbers, ``[k, n]``.
+        size: At least ``n``.
+
+    Source:
+        Floyd's sampling (Bentley and Floyd, Communications of the ACM 30(9), 1987): draw ``j`` is
+        below ``size - n + j + 1``, and gives that bound's last number if it was drawn before.
+    """
+    n = drawn.shape[1]
+    bounds = np.arange(size - n + 1, size + 1, dtype=np.uint64)
+    values = (drawn % bounds).astype(np.int64)
+    ordered = np.sort(values, axis=1)
+    repeats = (ordered[:, 1:] == ordered[:, :-1]).any(axis=1)
+    for row in np.flatnonzero(repeats):
+        taken: set[int] = set()
+        for last, value in enumerate(values[row].tolist(), start=size - n):
+            taken.add(last if value in taken else value)
+        ordered[row] = sorted(taken)
+    return ordered
 
 
 def dirichlet(rng: np.random.Generator, alpha: float, size: int) -> NDArray[np.float64]:

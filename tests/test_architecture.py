@@ -13,7 +13,7 @@ FLOWER = {
     "apps", "arrays", "averaging", "checkpoint", "course", "engine", "execution", "faults",
     "flower_engine", "gate", "grid", "intake", "loop", "main", "nursery", "parcels", "ray_runtime",
     "replies", "results", "roster", "screen", "server_memory", "simulation", "state", "strategy",
-    "wire", "workers",
+    "wire", "workers", "works",
 }  # fmt: skip
 HYDRA = {"apps", "build", "config", "main"}
 

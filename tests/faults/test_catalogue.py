@@ -17,7 +17,7 @@ def written():
     return {row["test"]: row["outcome"] for row in ROW.finditer(text)}
 
 
-def tested():
+def declarations():
     """Outcome by test, as the tests of this folder declare it."""
     found = {}
     for path in sorted(Path(__file__).parent.glob("test_*.py")):
@@ -34,7 +34,7 @@ def functions(path):
 
 
 def test_the_document_lists_the_cases_with_their_outcomes():
-    declared = tested()
+    declared = declarations()
     files = {test.partition("::")[0] for test in declared}
     here = {test: o for test, o in written().items() if test.partition("::")[0] in files}
     assert here == declared

@@ -106,7 +106,7 @@ DECLINED = {
     Fits: "overrides fit",
     Numbered: "client's number",
     Counting: "counter 'seen'",
-    Ragged: "'own', whose shapes differ",
+    Ragged: "'own' differs",
     Hoarder: "keeps last on itself",
     Secretive: "disagree on",
     Noisy: "random",

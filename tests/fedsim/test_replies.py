@@ -165,22 +165,26 @@ def test_a_strategy_of_its_own_gets_the_messages():
     assert "arrays" in seen[0].content.array_records
 
 
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
 @pytest.mark.parametrize(
     ("count", "options"),
     [
-        (9, {"fraction_train": 1.0}),
-        (50, {"fraction_train": 0.3}),
-        (50, {"fraction_train": 0.01, "min_train_nodes": 4}),
-        (5000, {"fraction_train": 0.002, "arrayrecord_key": "model"}),
+        (9, {"fraction": 1.0}),
+        (50, {"fraction": 0.3}),
+        (50, {"fraction": 0.01, "nodes": 4}),
+        (5000, {"fraction": 0.002, "arrayrecord_key": "model"}),
     ],
 )
-def test_the_messages_are_those_of_flowers_averaging(count, options):
+def test_the_messages_are_those_of_flowers_averaging(count, options, kind):
     grid = LocalGrid(client_app_of(lambda _: None), count)
-    strategy, arrays = FedAvg(**options), first_arrays(small_setting())
+    names = {"fraction": f"fraction_{kind}", "nodes": f"min_{kind}_nodes"}
+    strategy = FedAvg(**{names.get(name, name): value for name, value in options.items()})
+    arrays = first_arrays(small_setting())
     with flower_sampling(5):
-        wanted = list(strategy.configure_train(ROUND, arrays, ConfigRecord(), grid))
+        configure = getattr(strategy, f"configure_{kind}")
+        wanted = list(configure(ROUND, arrays, ConfigRecord(), grid))
     with flower_sampling(5):
-        got = list(configured(strategy, ROUND, arrays, grid))
+        got = list(configured(strategy, ROUND, arrays, grid, kind))
     assert [m.metadata.dst_node_id for m in got] == [m.metadata.dst_node_id for m in wanted]
     for ours, theirs in zip(got, wanted, strict=True):
         left, right = (
@@ -193,6 +197,7 @@ def test_the_messages_are_those_of_flowers_averaging(count, options):
 
 def test_strategies_that_ask_in_their_own_way_do(monkeypatch):
     grid, arrays = LocalGrid(client_app_of(lambda _: None), 4), first_arrays(small_setting())
-    (first, *_) = configured(FedProx(proximal_mu=0.5), ROUND, arrays, grid)
+    (first, *_) = configured(FedProx(proximal_mu=0.5), ROUND, arrays, grid, "train")
     assert first.content["config"]["proximal-mu"] == 0.5
-    assert list(configured(FedAvg(fraction_train=0.0), ROUND, arrays, grid)) == []
+    assert list(configured(FedAvg(fraction_train=0.0), ROUND, arrays, grid, "train")) == []
+    assert list(configured(FedAvg(fraction_evaluate=0.0), ROUND, arrays, grid, "evaluate")) == []

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from fedsim.data import Dataset
-from scenarios.holdings import dirichlet, mirror, raise_to_minimum
+from fedsim.seeding import words
+from scenarios.holdings import dirichlet, distinct, mirror, raise_to_minimum
 from scenarios.partition import (
     IID,
     Dirichlet,
@@ -161,6 +162,30 @@ def test_resampled_serves_any_number_of_clients(data):
     assert len(holdings.of(999_999, "test")) == 3
     assert not np.array_equal(part, holdings.of(0, "train"))
     assert holdings.owners("train") is None
+
+
+@pytest.mark.parametrize("partition", [*DEALING, RESAMPLED])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_several_clients_at_once_hold_what_each_holds(partition, split, data):
+    holdings = partition.holdings(data, 10, 0)
+    together = holdings.of_each(range(10), split)
+    assert all(np.array_equal(part, holdings.of(c, split)) for c, part in enumerate(together))
+
+
+def test_every_subset_is_drawn_equally_often():
+    """15 subsets of four out of six; the limit is the 99.9 % point of chi square."""
+    draws = words(4, 0, "test", each=range(15_000))
+    _, counts = np.unique(distinct(draws, 6), axis=0, return_counts=True)
+    assert len(counts) == 15
+    assert (np.square(counts - 1000) / 1000).sum() < 36.1
+
+
+def test_floyds_sampling_by_hand():
+    """Bounds are 3, 4, 5 for three out of five: 7 % 3 = 1, 5 % 4 = 1 taken so 3, 8 % 5 = 3 so 4."""
+    assert distinct(np.array([[7, 5, 8], [6, 5, 9]], np.uint64), 5).tolist() == [
+        [1, 3, 4],
+        [0, 1, 4],
+    ]
 
 
 def test_resampled_skew_is_the_same_in_training_and_test(data):
