@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from clients.fedpub_block import Joint, MeanGraph, joint_graph
+from clients.fedpub_block import MeanGraph
 from clients.fedpub_cohort import reason_against, train_cohort
 from fedsim.arrays import Params, Records
 from fedsim.client import Client, Setting
+from fedsim.cohort_graph import JointGraphs
 from fedsim.data import Batch, Inputs, Shard
 from fedsim.functional.masks import (
     Init,
@@ -126,7 +127,7 @@ class FedPub(Client):
         plain: dict[str, Tensor] = {**weights(self.model), **dict(self.model.named_buffers())}
         self._slots = {name: plain[name].detach() for name in self._slots}
         self.reason = reason_against(self)  # why clients are trained one by one, if they are
-        self._joint: tuple[tuple[int, ...], Joint] | None = None
+        self.joints = JointGraphs(self)  # of cohorts that come again
 
     def load(self, model: Model, down: Download, state: ClientState) -> None:
         """The received weights, and the client's own masks: fresh ones at first."""
@@ -186,12 +187,6 @@ class FedPub(Client):
     def mean_proxy(self) -> MeanGraph:
         """The shared random graph, prepared for embeddings of many models."""
         return MeanGraph(self.model.backbone, self.proxy)  # type: ignore[arg-type]
-
-    def joint(self, ids: Sequence[int]) -> Joint:
-        """The clients' graphs as one; the last one is kept, for cohorts that stay the same."""
-        if self._joint is None or self._joint[0] != tuple(ids):
-            self._joint = tuple(ids), joint_graph(self, ids)
-        return self._joint[1]
 
     def fresh_masks(self, client_id: int | None) -> Params:
         """Masks of a client that has none."""

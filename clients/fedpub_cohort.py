@@ -5,7 +5,7 @@ stacks is everybody's step, since the optimiser treats every element alike. What
 from the per-client loop by rounding only, and each client's state has the same form.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,12 +13,11 @@ from torch import Tensor, nn, optim
 from torch.nn import functional
 from torch.optim import Optimizer
 
-from clients.fedpub_block import Network, Noise, Rows
+from clients.fedpub_block import mean_embedding
 from fedsim.arrays import Params
 from fedsim.backbones.graph import GCN
+from fedsim.cohort_graph import GraphDropout, Network, tested
 from fedsim.functional.masks import cut, masks, weights
-from fedsim.scenario import Split
-from fedsim.scoring import Score, measured
 from fedsim.seeding import derive
 from fedsim.state import ClientState
 from fedsim.wire import Download, Metrics, Upload
@@ -89,7 +88,7 @@ class Block:
         self._ids = [client._trainee(down) for down in downs]
         self._round = downs[0].tick.round
         self._options = client.masking
-        self._graph, self._rows = client.joint(self._ids)
+        self._joint = client.joints.of(self._ids)
         self._network = Network(client.model.backbone)  # type: ignore[arg-type]
         received = [down.records["arrays"] for down in downs]
         own = [s["masks"] if "masks" in s else client.fresh_masks(i) for i, s in self._clients()]
@@ -107,7 +106,7 @@ class Block:
             if client.tests_in_training(self._downs[0]):
                 for mine, measured in zip(metrics, self._measure(product, kept), strict=True):
                     mine |= measured
-            embeddings = self._network.embedding(client.mean_proxy, product)
+            embeddings = mean_embedding(self._network, client.mean_proxy, product)
         places = range(len(losses))
         return [self._upload(place, embeddings[place], metrics[place]) for place in places]
 
@@ -115,17 +114,19 @@ class Block:
 
     def _fit(self) -> list[float]:
         """Train; every client's mean loss."""
-        client, rows = self._client, self._rows["train"]
+        client, (graph, split) = self._client, self._joint
+        rows = split["train"]
         optimizer = self._optimizer()
         seed = client.setting.seed
-        noise = Noise([derive(seed, "noise", self._round, i) for i in self._ids])
+        seeds = [derive(seed, "noise", self._round, i) for i in self._ids]
+        noise = GraphDropout([torch.Generator().manual_seed(s) for s in seeds])
         epochs = client.training.epochs
         own: Params = {**self._masks}
         total = torch.zeros(len(self._ids))
         for epoch in range(epochs):
             optimizer.zero_grad(set_to_none=True)
             product = {n: t.detach().requires_grad_() for n, t in self._product(own).items()}
-            scores = self._network.logits(self._graph, product, rows, noise)
+            scores = self._network.logits(graph, product, rows, noise)
             each = functional.cross_entropy(scores, rows.targets, reduction="none")
             losses = torch.zeros(len(self._ids)).index_add(0, rows.owner, each) / rows.counts
             losses.sum().backward()  # type: ignore[no-untyped-call]
@@ -144,7 +145,7 @@ class Block:
         """The weights with these masks multiplied in, in memory that the next call overwrites."""
         product: Params = {**self._weights}
         for name, mask in own.items():
-            room = self._graph.room(name, mask.shape)
+            room = self._joint[0].room(name, mask.shape)
             product[name] = torch.mul(self._weights[name], mask, out=room)
         return product
 
@@ -157,7 +158,7 @@ class Block:
                 raise RuntimeError(f"the loss does not depend on {name}")
             if name in self._masks:
                 mask = self._masks[name]
-                room = self._graph.room(f"gradient of {name}", mask.shape)
+                room = self._joint[0].room(f"gradient of {name}", mask.shape)
                 mask.grad = torch.mul(grad, weight, out=room)
                 grad.mul_(mask)
             weight.grad = grad
@@ -222,37 +223,14 @@ class Block:
     def _measure(self, product: Params, kept: Params) -> list[Metrics]:
         """What :meth:`clients.fedpub.FedPub.measure` says of every client."""
         client = self._client
-        scores = self._network.logits(self._graph, product, None, None)
-        splits: list[Split] = ["test"]
-        if client.setting.evaluation.validates:
-            splits.append("val")
-        found = {split: self._marks(scores, self._rows[split]) for split in splits}
+        scores = self._network.logits(self._joint[0], product, None, None)
         entries = sum(mask[0].numel() for mask in kept.values())
         zeros = [
             1.0 - sum(int(mask[place].count_nonzero()) for mask in kept.values()) / entries
             for place in range(len(self._ids))
         ]
-        return [
-            {
-                **measured({split: self._scored(found, split, place) for split in splits}),
-                "mask_zeros": z,
-            }
-            for place, z in enumerate(zeros)
-        ]
-
-    def _scored(
-        self, found: Mapping[Split, list[list[float]]], split: Split, place: int
-    ) -> tuple[list[Score], list[int]]:
-        """A client's score on a split, and the number of its examples."""
-        return [Score.of(found[split][place])], [int(self._rows[split].counts[place])]
-
-    def _marks(self, scores: Tensor, rows: Rows) -> list[list[float]]:
-        """Sums of :meth:`fedsim.scoring.Candidates.marks` over every client's rows."""
-        marks = self._client.candidates.marks(scores[rows.index], rows.targets, 0)
-        each = torch.stack([mark.double() for mark in marks], dim=1)
-        sums = torch.zeros(len(self._ids), each.shape[1], dtype=torch.float64)
-        result: list[list[float]] = sums.index_add_(0, rows.owner, each).tolist()
-        return result
+        found = tested(client, self._joint, scores)
+        return [{**mine, "mask_zeros": z} for mine, z in zip(found, zeros, strict=True)]
 
     def _upload(self, place: int, embedding: Tensor, metrics: Metrics) -> Upload:
         client, state = self._client, self._states[place]
@@ -261,7 +239,7 @@ class Block:
         arrays = {name: self._weights[name].detach()[place] for name in order}
         return Upload(
             client_id=self._ids[place],
-            num_examples=int(self._rows["train"].counts[place]),
+            num_examples=int(self._joint[1]["train"].counts[place]),
             records=client.records(arrays, state["masks"], embedding),
             metrics=metrics,
         )

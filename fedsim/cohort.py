@@ -22,7 +22,7 @@ from fedsim.data import Batch, Shard
 from fedsim.seeding import derive
 from fedsim.state import ClientState
 from fedsim.training import seeded
-from fedsim.wire import Download, Upload
+from fedsim.wire import Download, Metrics, Upload
 
 if TYPE_CHECKING:  # it is imported by the module that runs clients, which knows them already
     from fedsim.client import Client
@@ -66,19 +66,9 @@ class Block:
         before = dict(vars(self.client))
         noise, start = self._load()
         self.client.model.train()
-        slots = self.client.tensors()
-        own = [name for name, tensor in start.items() if tensor.dim() > slots[name].dim()]
-        training = BlockTraining(self.client, start, own, self.downs, self.states, noise)
-        self._fit(training)
-        training.check()
-        shared = {name: tensor for name, tensor in start.items() if name not in own}
-        if self._together:
-            self._weights = list(Bundle(training.stacked(), shared, list(slots)).rows)
-        else:
-            self._weights = [{**shared, **weights} for weights in self._weights]
-        losses = (self._loss_sums / self._examples).tolist()
+        self._fit(start, noise)
         drawn = noise if self.client.overrides("upload") else None
-        uploads = [self._upload(place, drawn, loss) for place, loss in enumerate(losses)]
+        uploads = [self._upload(place, drawn, m) for place, m in enumerate(self._metrics())]
         changed = [n for n, v in vars(self.client).items() if before.get(n, _ABSENT) is not v]
         if changed:
             raise UnstackableError(f"it keeps {', '.join(changed)} on itself")
@@ -134,8 +124,21 @@ class Block:
 
     # ---- training --------------------------------------------------------------------------
 
-    def _fit(self, training: BlockTraining) -> None:
-        """Train all clients to the end of their batches."""
+    def _fit(self, start: Params, noise: Noise) -> None:
+        """Train all clients; their weights afterwards become :meth:`trained`."""
+        slots = self.client.tensors()
+        own = [name for name, tensor in start.items() if tensor.dim() > slots[name].dim()]
+        training = BlockTraining(self.client, start, own, self.downs, self.states, noise)
+        self._run(training)
+        training.check()
+        shared = {name: tensor for name, tensor in start.items() if name not in own}
+        if self._together:
+            self._weights = list(Bundle(training.stacked(), shared, list(slots)).rows)
+        else:
+            self._weights = [{**shared, **weights} for weights in self._weights]
+
+    def _run(self, training: BlockTraining) -> None:
+        """Take all clients to the end of their batches."""
         client, options = self.client, self.client.training
         seed = client.setting.seed
         seeds = [derive(seed, "train", self._round, client_id) for client_id in self._ids]
@@ -203,7 +206,11 @@ class Block:
         """The weights of a client of the block after training, named as the model's tensors."""
         return self._weights[place]
 
-    def _upload(self, place: int, noise: Noise | None, loss: float) -> Upload:
+    def _metrics(self) -> list[Metrics]:
+        """What every client says of its training."""
+        return [{"loss": loss} for loss in (self._loss_sums / self._examples).tolist()]
+
+    def _upload(self, place: int, noise: Noise | None, metrics: Metrics) -> Upload:
         """A client's upload, made by its own method if there is noise for that."""
         client, weights = self.client, self._weights[place]
         if noise is not None:
@@ -216,7 +223,7 @@ class Block:
             client_id=self._ids[place],
             num_examples=len(self.shards[place]),
             records=records,
-            metrics={"loss": loss},
+            metrics=metrics,
         )
 
     def _own_upload(self, place: int, noise: Noise) -> Records:

@@ -38,7 +38,7 @@ def dense_gradients(client: "Client") -> Gradients | None:
     elif type(backbone) is not Flatten:
         return None
     modules = [model, backbone, *layers.values()]
-    if any(map(_is_altered, modules)) or any(type(m) is not nn.Linear for m in layers.values()):
+    if any(map(is_altered, modules)) or any(type(m) is not nn.Linear for m in layers.values()):
         return None
     names = list(layers)
 
@@ -90,6 +90,6 @@ def cross_entropy_gradients(
     return losses, found[::-1]
 
 
-def _is_altered(module: nn.Module) -> bool:
+def is_altered(module: nn.Module) -> bool:
     """Whether hooks may change what a module computes."""
     return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)

@@ -7,14 +7,15 @@ that two runs of it give the same bits.
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch import Tensor, optim
+from torch import Tensor
 
 from fedsim.arrays import Params
-from fedsim.clock import Tick
+from fedsim.backbones.graph_base import GraphBackbone
 from fedsim.cohort import Block
+from fedsim.cohort_kinds import Kind, alike, objection
 from fedsim.cohort_views import UnstackableError
 from fedsim.data import Shard
 from fedsim.seeding import derive, generator
@@ -24,18 +25,14 @@ from fedsim.wire import Download, Upload
 
 if TYPE_CHECKING:  # it is imported by the module that runs clients, which knows them already
     from fedsim.client import Client
+    from fedsim.cohort_graph import JointGraphs
 
 CohortSize = int | Literal["auto", "off"]
 
-# optimisers that treat every element alike, so that a step on stacked tensors is everybody's step
-ELEMENTWISE = (
-    optim.SGD, optim.Adam, optim.AdamW, optim.Adagrad, optim.RMSprop, optim.Adadelta, optim.Adamax,
-    optim.NAdam, optim.RAdam,
-)  # fmt: skip
-COURSE = ("train", "fit", "on_device", "_optimizer", "_shard", "_cross_boundary")
 MIN_BLOCK = 8  # fewer clients at once than this gain nothing
 MAX_BLOCK = 128
 BLOCK_VALUES = 6_400_000  # numbers that a block may hold: 25 MB, beyond which caches stop helping
+GRAPH_VALUES = 64_000_000  # the same for graphs, which gain at every size that was measured
 MAX_PRODUCTS = 10_000_000  # multiplications a step with convolutions, and ...
 MAX_VALUES = 96_000  # ... numbers in weights and inputs without, beyond which the maths dominates
 _AGREEMENT = 1e-3  # of a client's update, against the per-client loop's
@@ -93,19 +90,20 @@ def measure(client: "Client", down: Download, state: ClientState) -> Workload:
         batch = next(iter(client.batches(shard, down, state, rng)), None)
         if batch is None:
             raise UnstackableError("a round has no batches")
-        if not isinstance(batch.inputs, Tensor):
+        is_graph = isinstance(client.model.backbone, GraphBackbone)
+        if not isinstance(batch.inputs, Tensor) and not is_graph:
             raise UnstackableError(f"the inputs are {type(batch.inputs).__name__}, not tensors")
         hooks = torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor)
         with FlopCounterMode(display=False) as counter, hooks:
             client.loss(client.model, client.on_device(batch), down, state)
     counts = counter.get_flop_counts().get("Global", {})
-    usual = client.training.batch_size or len(batch.targets)
+    usual = len(batch.targets) if is_graph else client.training.batch_size or len(batch.targets)
     scale = max(1.0, usual / len(batch.targets))
     return Workload(
         products=scale * sum(counts.values()) / 2,
         convolves=any("convolution" in str(operation) for operation in counts),
         weights=sum(p.numel() for p in client.model.parameters() if p.requires_grad),
-        inputs=scale * batch.inputs.numel(),
+        inputs=0 if is_graph else scale * batch.inputs.numel(),
         held=scale * held,
     )
 
@@ -113,9 +111,10 @@ def measure(client: "Client", down: Download, state: ClientState) -> Workload:
 class Cohort:
     """Trains several clients of a process at once where that is possible and pays.
 
-    A client is declined, once and for all, if it overrides the course of training, if its
-    optimiser's moments stay with it, if the optimiser mixes the elements of a tensor, or if a block
-    shows that its methods depend on which client they run for in a way that no tensor tells. The
+    A client is declined, once and for all, if it overrides the course of training, if the optimiser
+    mixes the elements of a tensor, or if a block shows that its methods depend on which client they
+    run for in a way that no tensor tells; and, unless clients hold graphs, if moments stay with it
+    or it is tested before it uploads. The
     reason is logged once. The first block of every kind is checked: one of its clients is trained
     by the per-client loop too, and both must agree. A client that overrides ``train_cohort`` does
     all of this in its own way.
@@ -131,6 +130,9 @@ class Cohort:
         self._wanted = size
         self._size: int | None = 1 if size == "off" else None
         self._checked: set[object] = set()
+        self._holds_graphs = isinstance(getattr(client.model, "backbone", None), GraphBackbone)
+        self._joints: JointGraphs | None = None  # the graphs of the last blocks
+        self._least = MIN_BLOCK if size == "auto" and not self._holds_graphs else 2
 
     def size(self, down: Download, state: ClientState) -> int:
         """Clients a block at most; one if the client is declined.
@@ -176,14 +178,13 @@ class Cohort:
         """
         if self.client.overrides("train_cohort"):
             return self.client.train_cohort(downs, states)
-        kinds: dict[_Kind, list[int]] = {}
+        kinds: dict[Kind, list[int]] = {}
         uploads: dict[int, Upload] = {}
-        least = MIN_BLOCK if self._wanted == "auto" else 2
-        last: tuple[Download, _Kind] | None = None  # most are of the same kind as the one before
+        last: tuple[Download, Kind] | None = None  # most are of the same kind as the one before
         for place, (down, state) in enumerate(zip(downs, states, strict=True)):
             is_empty = not len(state)
-            kind = last[1] if last and is_empty and _alike(down, last[0]) else None
-            kind = kind or _Kind.of(down, state)
+            kind = last[1] if last and is_empty and alike(down, last[0]) else None
+            kind = kind or Kind.of(down, state)
             last = (down, kind) if is_empty else None
             kinds.setdefault(kind, []).append(place)
         for kind, places in kinds.items():
@@ -191,12 +192,11 @@ class Cohort:
             self.client.setting.prefetch(kind.tick.round, ids)
             shards = [self._shard(downs[place]) for place in places]
             busy = [p for p, s in zip(places, shards, strict=True) if s is not None]
-            if len(busy) < least:
+            if len(busy) < self._least:
                 uploads |= {p: self.client.train(downs[p], states[p]) for p in places}
                 continue
             uploads |= {p: self.client.train(downs[p], states[p]) for p in places if p not in busy}
-            block = Block(
-                self.client,
+            block = self._block(
                 [downs[p] for p in busy],
                 [states[p] for p in busy],
                 [s for s in shards if s is not None],
@@ -207,6 +207,17 @@ class Cohort:
                 self._check(block.trained(0), downs[busy[0]], *copies)
                 self._checked.add(kind.names)
         return [uploads[place] for place in range(len(downs))]
+
+    def _block(
+        self, downs: Sequence[Download], states: Sequence[ClientState], shards: Sequence[Shard]
+    ) -> Block:
+        if not self._holds_graphs:
+            return Block(self.client, downs, states, shards)
+        from fedsim.cohort_graph import JointGraphs  # they load torch_geometric
+        from fedsim.cohort_graph_training import GraphBlock
+
+        self._joints = self._joints or JointGraphs(self.client)
+        return GraphBlock(self.client, downs, states, shards, self._joints)
 
     def _shard(self, down: Download) -> Shard | None:
         """What a client trains on, or None if it has nothing to do."""
@@ -221,17 +232,22 @@ class Cohort:
         return self._wanted if isinstance(self._wanted, int) else MAX_BLOCK
 
     def _choose(self, down: Download, state: ClientState) -> int:
-        reason = _objection(self.client)
+        reason = objection(self.client, graphs=self._holds_graphs)
+        if reason is None and self._holds_graphs:
+            from fedsim.cohort_graph_training import graph_objection  # it loads torch_geometric
+
+            reason = graph_objection(self.client)
         if reason is not None:
             raise UnstackableError(reason)
         if isinstance(self._wanted, int):
             return self._wanted
         workload = measure(self.client, down, state)
-        on_cpu = self.client.setting.device == "cpu"
-        if on_cpu and not workload.is_small:
+        always = self._holds_graphs or self.client.setting.device != "cpu"
+        if not (always or workload.is_small):
             raise UnstackableError("a step is long enough to gain nothing from company")
-        size = min(MAX_BLOCK, int(BLOCK_VALUES / workload.values))
-        if size < MIN_BLOCK:
+        room = GRAPH_VALUES if self._holds_graphs else BLOCK_VALUES
+        size = min(MAX_BLOCK, int(room / workload.values))
+        if size < self._least:
             raise UnstackableError("a step holds too much memory to gain from company")
         _LOG.info(
             "%s: up to %d clients at once on %s, about %.0f MB",
@@ -262,39 +278,3 @@ class Cohort:
                     f"a block and the per-client loop disagree on {name!r}: apart by {gap:.1e},"
                     f" the update being {update:.1e}"
                 )
-
-
-def _alike(down: Download, other: Download) -> bool:
-    """Whether two downloads were decoded from the same content, for clients of the same time."""
-    same = down.records is other.records and down.config is other.config
-    return same and down.tick == other.tick
-
-
-class _Kind(NamedTuple):
-    """What the clients of a block have in common."""
-
-    tick: Tick
-    config: frozenset[tuple[str, int | float | str | bool]]
-    names: tuple[frozenset[str], ...]  # of records, groups of the state and scalars
-
-    @classmethod
-    def of(cls, down: Download, state: ClientState) -> "_Kind":
-        names = frozenset(down.records), frozenset(state), frozenset(down.config)
-        return cls(down.tick, frozenset(down.config.items()), names)
-
-
-def _objection(client: "Client") -> str | None:
-    """Why a client's configuration rules blocks out, or None."""
-    overridden = [name for name in COURSE if client.overrides(name)]
-    if overridden:
-        return f"it overrides {', '.join(overridden)}"
-    if client.setting.evaluation.in_training:
-        return "clients are tested in training (evaluation.when=after_training)"
-    if client.scenario.evaluation_points:
-        return "clients are tested before the merge (scenario.evaluation_points)"
-    if client.training.keep_optimizer:
-        return "the optimiser's moments stay with the client (training.keep_optimizer)"
-    probe = client.training.optimizer([torch.nn.Parameter(torch.zeros(1))])
-    if type(probe) not in ELEMENTWISE:
-        return f"{type(probe).__name__} is not known to treat every element alike"
-    return None

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
-from torch.optim import Optimizer
 
 from fedsim.arrays import Params
 from fedsim.cohort_batches import Step
 from fedsim.cohort_dense import dense_gradients
+from fedsim.cohort_descent import Descent
 from fedsim.cohort_dropout import ClientDropout
 from fedsim.cohort_views import BlockDownload, BlockState, Stack, UnstackableError
 from fedsim.data import Batch
@@ -62,14 +62,10 @@ class Noise:
         return self._generators[place]
 
 
-class BlockTraining:
+class BlockTraining(Descent):
     """Parameters, optimiser and losses of the clients of a block.
 
-    Every trainable tensor has one row per active client, ``[k, ...]``, and so have the tensors that
-    a forward pass changes (running statistics). A loss is computed by ``vmap`` and differentiated
-    outside of it: the sum over clients of their mean losses has every client's own gradient in its
-    row. The optimisers that are let in work element by element, so that one step on the stacked
-    tensors is every client's own step.
+    A loss is computed by ``vmap`` and differentiated outside of it.
 
     Args:
         client: Whose loss and optimiser; its model must be in training mode.
@@ -90,29 +86,20 @@ class BlockTraining:
         states: Sequence[ClientState],
         noise: "Noise",
     ) -> None:
-        trainable = {name for name, p in client.model.named_parameters() if p.requires_grad}
-        self._client = client
+        super().__init__(client, weights, own, downs[0], states[0])
         self._loss = _Loss(client)
-        self._params = {n: nn.Parameter(weights[n]) for n in own if n in trainable}
-        self._carried = {n: weights[n] for n in own if n not in trainable}
-        self._shared = {_PREFIX + n: t for n, t in weights.items() if n not in own}
-        self._versions = [t._version for t in self._shared.values()]
+        self._shared = {_PREFIX + n: t for n, t in self._unchanged.items()}
         self._down = downs[0]
         self._states = list(states)
         self._records = Stack([down.records for down in downs])
         nothing: dict[str, Params] = {}  # the same object, which is quickly seen
         self._groups = Stack([{n: state[n] for n in state} or nothing for state in states])
-        self._optimizer: Optimizer = client._optimizer(
-            list(self._params.values()), downs[0], states[0]
-        )
-        self._descends = _is_plain_descent(self._optimizer)
-        self._clip_norm = client.training.clip_norm
         self._places = list(range(len(downs)))  # of the active clients in the block
         self._noise = noise
         # Dropout is drawn client by client once it is met; where a forward pass changes running
         # statistics, it must not have to be repeated, so there it is awaited from the start.
         self._draws = bool(self._carried)
-        named = trainable == set(own) == set(weights)
+        named = set(self._params) == set(own) == set(weights)
         self._dense = dense_gradients(client) if named else None
 
     def take(self, steps: Sequence[Step]) -> Tensor:
@@ -129,20 +116,8 @@ class BlockTraining:
         else:
             self._optimizer.zero_grad(set_to_none=True)
             losses = self._gather(steps)
-        if self._clip_norm is not None:
-            _clip([p.grad for p in self._params.values() if p.grad is not None], self._clip_norm)
-        self._step()
+        self.descend()
         return losses
-
-    def _step(self) -> None:
-        """One step of the optimiser; plain gradient descent without what torch does around it."""
-        if not self._descends:
-            self._optimizer.step()
-            return
-        for group in self._optimizer.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            with torch.no_grad():
-                torch._foreach_add_(params, [p.grad for p in params], alpha=-group["lr"])
 
     def keep(self, places: list[int]) -> list[Params]:
         """Go on with some of the active clients; returns the weights of the others, in order."""
@@ -169,15 +144,6 @@ class BlockTraining:
         own = {name: tensor.detach() for name, tensor in self._own().items()}
         return [{n: t[place] for n, t in own.items()} for place in range(len(self._states))]
 
-    def stacked(self) -> Params:
-        """The weights of the active clients, one row each."""
-        return {name: tensor.detach() for name, tensor in self._own().items()}
-
-    def check(self) -> None:
-        """Raise UnstackableError if training changed tensors that were taken for constant."""
-        if [t._version for t in self._shared.values()] != self._versions:
-            raise UnstackableError("a forward pass changes tensors other than running statistics")
-
     def single(self, place: int, batch: Batch, down: Download, state: ClientState) -> float:
         """One active client's loss of a batch, without a trace in its weights."""
         weights = {_PREFIX + n: t[place].detach().clone() for n, t in self._own().items()}
@@ -188,9 +154,6 @@ class BlockTraining:
                 (self._client.on_device(batch), down, state),
             )
         return float(loss)
-
-    def _own(self) -> Params:
-        return {**self._params, **self._carried}
 
     def _gather(self, steps: Sequence[Step]) -> Tensor:
         """Losses and gradients of steps that are computed apart."""
@@ -276,25 +239,6 @@ def _cut(tensors: Sequence[Tensor], lengths: Sequence[int]) -> list[list[Tensor]
     return parts
 
 
-def _is_plain_descent(optimizer: Optimizer) -> bool:
-    """Whether a step subtracts the gradient times the rate and does nothing else."""
-    return type(optimizer) is torch.optim.SGD and not any(
-        group["momentum"] or group["weight_decay"] or group["maximize"]
-        for group in optimizer.param_groups
-    )
-
-
 def _is_plain(step: Step) -> bool:
     """Whether the loss is a mean over all examples of every batch, and over all classes."""
     return step.batch.tasks is None and not step.is_padded
-
-
-def _clip(gradients: Sequence[Tensor], largest: float) -> None:
-    """Scale every row of the gradients to a total norm of at most ``largest``.
-
-    As ``torch.nn.utils.clip_grad_norm_`` does for one client.
-    """
-    squares = torch.stack([g.flatten(1).square().sum(1) for g in gradients])
-    factors = (largest / (squares.sum(0).sqrt() + 1e-6)).clamp(max=1.0)
-    for gradient in gradients:
-        gradient.mul_(factors.view(-1, *[1] * (gradient.dim() - 1)))
