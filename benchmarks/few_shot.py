@@ -1,0 +1,162 @@
+"""Do metric losses help classes that were never trained on? Paired few-shot runs.
+
+    python benchmarks/few_shot.py --data strokes --ways 20 --episodes 200 --splits 3
+    python benchmarks/few_shot.py --data digits --ways 6 --episodes 50 --splits 84
+
+For every split, the same network on the same episodes is trained once with the prototypical loss
+alone and once with each average of losses, then tested on episodes of unseen classes. Printed are
+the mean difference to the first in points of accuracy and in the ratio of the distance to the own
+class mean to that between class means, each with its standard error over the splits.
+
+Base classes: six of the ten digits, drawn anew for every split; half of the strokes; the background
+of Omniglot.
+"""
+
+import argparse
+import time
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fedsim.backbones.vision import Conv4
+from fedsim.data import Dataset, TensorExamples
+from fedsim.episodes import EpisodeLoss, Episodes, train
+from fedsim.functional import metric_losses
+from fedsim.functional.metric_losses import labels_of
+from fedsim.pool import ImagePool
+from scenarios.datasets import digits
+from scenarios.omniglot import omniglot
+from scenarios.strokes import strokes
+
+CE, PT, ICNN = metric_losses.prototypical, metric_losses.proto_triplet, metric_losses.icnn
+LOSSES: dict[str, list[EpisodeLoss]] = {
+    "CE": [CE],
+    "CE + PT": [CE, PT],
+    "CE + ICNN": [CE, ICNN],
+    "CE + PT + ICNN": [CE, PT, ICNN],
+    "CE + ICNN support": [CE, partial(ICNN, pairs="support")],
+    "CE + ICNN query": [CE, partial(ICNN, pairs="query")],
+}
+WAYS = {"digits": 4, "strokes": 5, "omniglot": 5}  # of a test episode
+QUERIES = {"digits": 50, "strokes": 15, "omniglot": 15}
+BACKGROUND = 964  # characters of Omniglot
+
+
+def main() -> None:
+    """Print one row per average of losses."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", choices=sorted(WAYS), default="strokes")
+    parser.add_argument("--ways", type=int, default=20, help="of a training episode")
+    parser.add_argument("--episodes", type=int, default=200, help="to train on")
+    parser.add_argument("--queries", type=int, default=5, help="of a class in training")
+    parser.add_argument("--rate", type=float, default=2e-3, help="of Adam, at the start")
+    parser.add_argument("--width", type=int, default=32, help="channels of a block")
+    parser.add_argument("--splits", type=int, default=3)
+    parser.add_argument("--tests", type=int, default=600, help="test episodes of a split")
+    parser.add_argument("--losses", nargs="+", choices=sorted(LOSSES), default=list(LOSSES)[1:3])
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    names = ["CE", *args.losses]
+    results = np.array([_split(args, split, names) for split in range(args.splits)])
+    print(f"{args.data}, {args.splits} splits, CPU {time.process_time():.0f} s")
+    accuracy, ratio = results[:, 0].mean(0)
+    print(f"{'CE':18} accuracy {100 * accuracy:.1f}, ratio {ratio:.3f}")
+    for place, name in enumerate(names[1:], 1):
+        gain = results[:, place] - results[:, 0]
+        (points, apart), (error, spread) = gain.mean(0), _standard_error(gain)
+        print(
+            f"{name:18} {100 * points:+.2f} +- {100 * error:.2f} points,"
+            f" ratio {apart:+.3f} +- {spread:.3f}",
+        )
+
+
+def _split(args: argparse.Namespace, split: int, names: list[str]) -> list[tuple[float, float]]:
+    """Accuracy and ratio of every average of losses on one choice of classes."""
+    images, targets, base, unseen = _data(args.data, split)
+    known = torch.isin(targets, base)
+    mean, std = images[known].mean(), images[known].std()
+    images = (images - mean) / std
+    examples = TensorExamples(
+        inputs=images[known], targets=torch.searchsorted(base, targets[known])
+    )
+    shots = 5
+    pool = ImagePool(
+        examples=[examples], num_classes=None, per_class=shots + args.queries, rotations=False
+    )
+    groups = [images[targets == label] for label in unseen]
+    results = []
+    for name in names:
+        torch.manual_seed(split)
+        net = Conv4(input_shape=tuple(images.shape[1:]), width=args.width)
+        training = Episodes(
+            losses=LOSSES[name],
+            optimizer=partial(torch.optim.Adam, lr=args.rate),
+            episodes=args.episodes,
+            ways=args.ways,
+            shots=shots,
+            queries=args.queries,
+            seed=split,
+        )
+        train(net, pool, training)
+        rng = torch.Generator().manual_seed(split)
+        results.append(few_shot(net, groups, WAYS[args.data], QUERIES[args.data], args.tests, rng))
+    return results
+
+
+def _data(name: str, split: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Images, their classes, and which classes are base and unseen, ascending."""
+    if name == "digits":
+        order = np.random.default_rng([split, 7]).permutation(10)
+        return *_joined(digits()), torch.tensor(sorted(order[:6])), torch.tensor(sorted(order[6:]))
+    data = strokes() if name == "strokes" else omniglot(part="both", image_size=14)
+    cut = data.num_classes // 2 if name == "strokes" else BACKGROUND
+    labels = torch.arange(data.num_classes)
+    return *_joined(data), labels[:cut], labels[cut:]
+
+
+def _joined(data: Dataset) -> tuple[Tensor, Tensor]:
+    parts = [part for part in (data.train, data.test) if isinstance(part, TensorExamples)]
+    images = torch.cat([part.inputs for part in parts])
+    if images.dtype == torch.uint8:
+        images = images.float() / 255
+    return images, torch.cat([part.targets for part in parts])
+
+
+@torch.no_grad()
+def few_shot(
+    net: nn.Module,
+    groups: list[Tensor],
+    ways: int,
+    queries: int,
+    episodes: int,
+    rng: torch.Generator,
+) -> tuple[float, float]:
+    """Accuracy and ratio over episodes of five shots; ``groups`` are the images of each class."""
+    embedded = [net(group) for group in groups]
+    values = []
+    for _ in range(episodes):
+        chosen = [embedded[i] for i in torch.randperm(len(embedded), generator=rng)[:ways].tolist()]
+        drawn = [e[torch.randperm(len(e), generator=rng)[: 5 + queries]] for e in chosen]
+        images = torch.stack(drawn)
+        means, points = images[:, :5].mean(1), images[:, 5:].flatten(0, 1)
+        labels = labels_of(images[:, 5:])
+        table = torch.cdist(points, means)
+        right = (table.argmin(1) == labels).float().mean()
+        within = table.gather(1, labels.unsqueeze(1)).mean()
+        values.append((right.item(), (within / torch.pdist(means).mean()).item()))
+    accuracy, ratio = np.mean(values, axis=0).tolist()
+    return accuracy, ratio
+
+
+def _standard_error(gain: NDArray[np.float64]) -> NDArray[np.float64]:
+    if len(gain) < 2:
+        return np.full(gain.shape[1], np.nan)
+    error: NDArray[np.float64] = gain.std(0, ddof=1) / np.sqrt(len(gain))
+    return error
+
+
+if __name__ == "__main__":
+    main()
