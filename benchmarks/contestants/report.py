@@ -107,6 +107,7 @@ def cells(row: Row) -> list[str]:
 def plot(rows: Sequence[Row], path: Path) -> None:
     """CPU time of a round, time to the end of the first round and memory, a line a workload."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter, ScalarFormatter
 
     workloads = list(dict.fromkeys(row["workload"] for row in rows))
     shown = {w: [row for row in rows if row["workload"] == w] for w in workloads}
@@ -126,5 +127,9 @@ def plot(rows: Sequence[Row], path: Path) -> None:
             axes.set_title(f"{workload}: {title}", fontsize=9)
             if entry == "cpu_ms":
                 axes.set_xscale("log")
+                least = min(row[entry] for row in part)
+                axes.set_xlim(left=least / 3)  # else its bar has no length
+                axes.xaxis.set_major_formatter(ScalarFormatter())
+                axes.xaxis.set_minor_formatter(NullFormatter())
         line[0].invert_yaxis()
     figure.savefig(path, dpi=120)
