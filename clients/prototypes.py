@@ -1,6 +1,7 @@
 """Class prototypes as additive statistics: a mission teaches a client one sum a class."""
 
 import time
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -102,6 +103,7 @@ class Prototypes(Client):
         self.model.eval()  # for good: nothing here ever trains it
         self._field_test = FieldTest(self.scenario)
         self._test_embeddings: Tensor | None = None
+        self._embedded: dict[int, tuple[Shard, Tensor]] = {}  # of clients that train together
 
     # ---- the course ------------------------------------------------------------------------
 
@@ -135,6 +137,19 @@ class Prototypes(Client):
         return Upload(
             client_id=client_id, num_examples=len(shard), records=records, metrics=metrics
         )
+
+    def train_cohort(
+        self, downs: Sequence[Download], states: Sequence[ClientState]
+    ) -> list[Upload]:
+        """Missions of several clients, whose examples pass the encoder together."""
+        self.setting.prefetch(downs[0].tick.round, [self._trainee(down) for down in downs])
+        places = [(self._trainee(down), down.tick.experience) for down in downs]
+        shards = [self._shard(*place) for place in places if place[1] >= 0]
+        self._embedded = self._embed_each([shard for shard in shards if len(shard)])
+        try:
+            return super().train_cohort(downs, states)
+        finally:
+            self._embedded = {}
 
     def upload(self, model: Model, shard: Shard, down: Download, state: ClientState) -> Records:
         """Record ``statistics``: ``classes`` ``[k]``, ``sums`` ``[k, d]``, ``counts`` ``[k]``."""
@@ -170,7 +185,22 @@ class Prototypes(Client):
     # ---- parts -----------------------------------------------------------------------------
 
     @torch.no_grad()
+    def _embed_each(self, shards: Sequence[Shard]) -> dict[int, tuple[Shard, Tensor]]:
+        """Embeddings of several shards, by the shard's id; without graphs and large ones."""
+        embedded: dict[int, tuple[Shard, Tensor]] = {}  # the shard is kept, so that its id is too
+        plain = [shard for shard in shards if isinstance(shard.inputs, Tensor)]
+        small = iter([shard for shard in plain if len(shard) <= ENCODE_BATCH])
+        while part := _together(small, ENCODE_BATCH):
+            inputs = torch.cat([shard.inputs for shard in part])
+            features = self.model.features(inputs.to(self.setting.device)).cpu()
+            rows = torch.split(features, [len(shard) for shard in part])
+            embedded |= {id(s): (s, row) for s, row in zip(part, rows, strict=True)}
+        return embedded
+
+    @torch.no_grad()
     def _embed(self, shard: Shard) -> Tensor:
+        if id(shard) in self._embedded:
+            return self._embedded[id(shard)][1]
         device = self.setting.device
         if len(shard) <= ENCODE_BATCH:
             return self.model.features(shard.inputs.to(device)).cpu()
@@ -230,6 +260,14 @@ class Prototypes(Client):
             self._test_embeddings = self._embed(self.scenario.build(everything, 0, "test"))
         embeddings = self._test_embeddings
         return lambda rows: self._nearness(embeddings[torch.from_numpy(rows)], table)
+
+
+def _together(shards: Iterator[Shard], examples: int) -> list[Shard]:
+    """The next shards, until they hold so many examples."""
+    part: list[Shard] = []
+    while sum(map(len, part)) < examples and (shard := next(shards, None)) is not None:
+        part.append(shard)
+    return part
 
 
 def overlaid(table: Params, rows: Params) -> Params:

@@ -62,7 +62,7 @@ def setting(num_clients=5, clock=None, **options):
     )
 
 
-def run(chosen, server=None, order=None, **options):
+def run(chosen, server=None, order=None, cohort="off", **options):
     server = server or strategy()
     client = Client(chosen, training=TRAINING, **options)
     grid = LocalGrid(
@@ -70,6 +70,7 @@ def run(chosen, server=None, order=None, **options):
         chosen.scenario.num_clients,
         raise_errors=True,
         order=order,
+        cohort=cohort,
     )
     loop = Loop(
         strategy=server, grid=grid, roster=grid.roster, clock=chosen.clock, seed=chosen.seed
@@ -222,3 +223,26 @@ def test_bytes_per_class_are_the_sum_the_count_and_the_key():
     d, classes = 4, 3
     expected = 4 * d + 4 + 8 + 8 / classes  # int64 key, and the mission's number once
     assert logs[-1].measures["upload_bytes_per_class"] == pytest.approx(expected)
+
+
+def test_missions_of_a_block_pass_the_encoder_together(monkeypatch):
+    again = {"replacement": True}
+    alone, _ = run(setting(num_clients=9, mission=again))
+    sizes = []
+    features = Model.features
+
+    def counted(self, inputs):
+        sizes.append(len(inputs))
+        return features(self, inputs)
+
+    monkeypatch.setattr(Model, "features", counted)
+    together, logs = run(setting(num_clients=9, mission=again), strategy(), cohort=4)
+    got, want = (s.ready(first_arrays(setting())) for s in (together, alone))
+    assert torch.equal(got.classes, want.classes)
+    assert torch.equal(got.counts, want.counts)
+    assert_close(got.sums, want.sums, rtol=0, atol=1e-5)
+    held = [
+        len(setting(num_clients=9, mission=again).scenario.shard(c, 0, "train")) for c in range(9)
+    ]
+    assert sizes[:3] == [sum(held[:3]), sum(held[3:6]), sum(held[6:])]
+    assert sum(len(log.cohort) for log in logs) == 4 * 9
