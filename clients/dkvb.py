@@ -1,6 +1,6 @@
 """Client of the discrete key-value bottleneck: trains values, sends the rows that it touched."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from clients.dkvb_cohort import Touched, phase, reason_against, train_cohort
 from fedsim.arrays import Params, Records
 from fedsim.backbones.keyvalue_head import KeyValueHead
 from fedsim.backbones.keyvalue_options import KeyFitting
@@ -19,7 +20,7 @@ from fedsim.functional.rows import overlay
 from fedsim.model import Model, mask_logits
 from fedsim.state import ClientState
 from fedsim.training import LocalTraining
-from fedsim.wire import Download
+from fedsim.wire import Download, Upload
 
 FEATURE_BATCH = 1024
 
@@ -76,8 +77,8 @@ class DKVB(Client):
             )
         if key_data not in ("all", "current"):
             raise ValueError(f"client.key_data must be all or current, got {key_data!r}")
-        self._head = head
-        self._smoothing, self._key_data = label_smoothing, key_data
+        self.head = head
+        self.label_smoothing, self._key_data = label_smoothing, key_data
         self.model.backbone.requires_grad_(False).eval()
         if public is not None:
             inputs = public.train.take(np.arange(len(public.train.targets)))
@@ -85,17 +86,16 @@ class DKVB(Client):
         self._start = head.values.detach().clone()
         self._keys: Tensor = head.keys  # as last received
         self._rows: dict[tuple[int, int], Tensor] = {}  # looked up, by client and experience
+        self._touched: dict[tuple[int, int], Touched] = {}
+        self._reason = reason_against(self)  # why clients are trained one by one, if they are
 
     # ---- what comes in ---------------------------------------------------------------------
 
     def load(self, model: Model, down: Download, state: ClientState) -> None:
         """Put keys, masks, values and decoder of the download into the head."""
         del model
-        head, records = self._head, down.records
-        if "keys" in records:
-            state["keys"] = records["keys"]
-        if "keys" in state:
-            self._use_keys(state["keys"]["keys"])
+        head, records = self.head, down.records
+        self.receive_keys(down, state)
         masked = torch.zeros_like(head.masked)
         if "masked" in records:
             masked[records["masked"]["indices"]] = True
@@ -112,10 +112,17 @@ class DKVB(Client):
         if "decoder" in records and head.decoder is not None:
             head.decoder.load_state_dict(records["decoder"])
 
+    def receive_keys(self, down: Download, state: ClientState) -> None:
+        """Keep the keys of the download, and look up by those that the client has."""
+        if "keys" in down.records:
+            state["keys"] = down.records["keys"]
+        if "keys" in state:
+            self._use_keys(state["keys"]["keys"])
+
     def _use_keys(self, keys: Tensor) -> None:
         if keys is self._keys or torch.equal(keys, self._keys.cpu()):
             return
-        self._head.keys.copy_(keys)
+        self.head.keys.copy_(keys)
         self._keys = keys
         self._rows.clear()
 
@@ -126,7 +133,7 @@ class DKVB(Client):
     ) -> Iterator[Batch]:
         """Batches of row numbers; none in rounds that only count."""
         self.model.backbone.eval()
-        if _phase(down) == "values":
+        if phase(down) == "values":
             rows = self._rows_of(shard, down)
             looked_up = Shard(
                 inputs=rows, targets=shard.targets, tasks=shard.tasks, indices=shard.indices
@@ -136,16 +143,36 @@ class DKVB(Client):
     def loss(self, model: Model, batch: Batch, down: Download, state: ClientState) -> Tensor:
         """Cross-entropy of the votes, with label smoothing."""
         del model, down, state
-        logits = self._head.decode(batch.inputs)
+        logits = self.head.decode(batch.inputs)
         logits = mask_logits(logits, batch.tasks, self.scenario.task_classes)
-        return functional.cross_entropy(logits, batch.targets, label_smoothing=self._smoothing)
+        return functional.cross_entropy(logits, batch.targets, label_smoothing=self.label_smoothing)
 
     def predict(self, model: Model, batch: Batch, down: Download, state: ClientState) -> Tensor:
         """Votes of the nearest pairs, by default among those that training has fetched."""
         del down, state
-        rows = self._head.rows(model.features(batch.inputs), only_used=self._head.lookup.only_used)
-        logits = self._head.decode(rows)
+        rows = self.head.rows(model.features(batch.inputs), only_used=self.head.lookup.only_used)
+        logits = self.head.decode(rows)
         return mask_logits(logits, batch.tasks, self.scenario.task_classes)
+
+    def train_cohort(
+        self, downs: Sequence[Download], states: Sequence[ClientState]
+    ) -> list[Upload]:
+        """One round of several clients, their values at once where that is possible."""
+        if self._reason is not None:
+            return super().train_cohort(downs, states)
+        return train_cohort(self, downs, states)
+
+    def touched(self, shard: Shard, down: Download) -> Touched:
+        """The rows that the shard's examples fetch, numbered anew once per look-up."""
+        key, rows = (self._trainee(down), down.tick.experience), self._rows_of(shard, down)
+        if key not in self._touched or self._touched[key].rows is not rows:
+            self._touched[key] = Touched.of(rows)
+        return self._touched[key]
+
+    def rate(self, down: Download) -> float:
+        """The learning rate of plain gradient descent in this round."""
+        optimizer = self.training.optimizer([self.head.values])
+        return float(optimizer.param_groups[0]["lr"]) * self._rate_factor(down)
 
     # ---- what goes out ---------------------------------------------------------------------
 
@@ -157,12 +184,12 @@ class DKVB(Client):
         ``indices [m]`` and ``counts [m]``.
         """
         del model, state
-        phase = _phase(down)
-        if phase == "keys":
+        purpose = phase(down)
+        if purpose == "keys":
             return {"cells": self._cells(shard, down)}
-        if phase == "unlearn":
+        if purpose == "unlearn":
             return {"fetched": self._fetched(down, int(down.config["unlearn-class"]))}
-        head, received = self._head, down.records["values"]
+        head, received = self.head, down.records["values"]
         counts = fetch_counts(self._rows_of(shard, down), head.num_rows) * self.training.epochs
         indices = counts.nonzero().flatten()
         before = overlay(self._start.cpu(), received["indices"], received["values"], indices.cpu())
@@ -181,8 +208,8 @@ class DKVB(Client):
         for part in shards:
             features = self._features(part.inputs)
             for i in range(0, len(features), FEATURE_BATCH):
-                heads = self._head.heads(features[i : i + FEATURE_BATCH])
-                cells = assign(heads, self._head.keys)
+                heads = self.head.heads(features[i : i + FEATURE_BATCH])
+                cells = assign(heads, self.head.keys)
                 total = cells if total is None else total + cells
         if total is None:
             raise ValueError("a client without examples was asked for its cells")
@@ -197,12 +224,12 @@ class DKVB(Client):
 
     def _fetched(self, down: Download, label: int) -> Params:
         """How often the client's training examples of a class fetch every row."""
-        counts = torch.zeros(self._head.num_rows, dtype=torch.int64)
+        counts = torch.zeros(self.head.num_rows, dtype=torch.int64)
         for part in self._own_shards(down):
             chosen = part.inputs[part.targets == label]
             if len(chosen):
-                rows = self._head.rows(self._features(chosen))
-                counts += fetch_counts(rows, self._head.num_rows).cpu()
+                rows = self.head.rows(self._features(chosen))
+                counts += fetch_counts(rows, self.head.num_rows).cpu()
         indices = counts.nonzero().flatten()
         return {"indices": indices, "counts": counts[indices]}
 
@@ -218,7 +245,7 @@ class DKVB(Client):
         """Rows that the shard's examples fetch, looked up once per keys and masks."""
         key = self._trainee(down), down.tick.experience
         if key not in self._rows:
-            self._rows[key] = self._head.rows(self._features(shard.inputs)).cpu()
+            self._rows[key] = self.head.rows(self._features(shard.inputs)).cpu()
         return self._rows[key]
 
     @torch.no_grad()
@@ -229,8 +256,3 @@ class DKVB(Client):
             for i in range(0, len(inputs), FEATURE_BATCH)
         ]
         return torch.cat(parts)
-
-
-def _phase(down: Download) -> str:
-    """What the round is for: ``keys``, ``values`` or ``unlearn``."""
-    return str(down.config.get("phase", "values"))

@@ -47,7 +47,7 @@ class Descent:
         self._unchanged = {n: t for n, t in weights.items() if n not in own}
         self._versions = [t._version for t in self._unchanged.values()]
         self._optimizer: Optimizer = client._optimizer(list(self._params.values()), down, state)
-        self._descends = _is_plain_descent(self._optimizer)
+        self._descends = is_plain_descent(self._optimizer)
         self._clip_norm = client.training.clip_norm
 
     def descend(self) -> None:
@@ -75,7 +75,7 @@ class Descent:
         return {**self._params, **self._carried}
 
 
-def _is_plain_descent(optimizer: Optimizer) -> bool:
+def is_plain_descent(optimizer: Optimizer) -> bool:
     """Whether a step subtracts the gradient times the rate and does nothing else."""
     return type(optimizer) is torch.optim.SGD and not any(
         group["momentum"] or group["weight_decay"] or group["maximize"]
