@@ -19,13 +19,10 @@ _EXEMPT = "__dynamo_disable"  # where torch notes a function's form that is neve
 _MARKING = "_use_grad"  # torch's wrapper around a step, which leaves marks for the compiler
 
 
-def keep_compiler_out(*, counting: bool = False) -> None:
-    """See to it that optimisers, and what counts operations, do not load the compiler.
+def keep_compiler_out() -> None:
+    """See to it that optimisers do not load the compiler.
 
     Nothing changes where it is loaded already, or where torch keeps these notes elsewhere.
-
-    Args:
-        counting: Whether operations will be counted (``torch.utils.flop_counter``).
     """
     if _COMPILER in sys.modules:
         return
@@ -35,10 +32,6 @@ def keep_compiler_out(*, counting: bool = False) -> None:
         Optimizer.state_dict,
         Optimizer.load_state_dict,
     ]
-    if counting:
-        from torch.utils.flop_counter import _FlopCounterMode
-
-        exempt.append(_FlopCounterMode.__torch_dispatch__)
     for function in exempt:
         inner = getattr(function, "__wrapped__", None)
         if inner is not None and not hasattr(inner, _EXEMPT):

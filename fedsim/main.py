@@ -160,7 +160,7 @@ def simulate(
     from fedsim.simulation import package_versions, write_environment
 
     logging.getLogger("flwr").setLevel(logging.ERROR)  # its strategies narrate every round
-    keep_compiler_out(counting=node["engine"].get("cohort", "off") not in ("off", False))
+    keep_compiler_out()
     engine = engine or make(node, "engine")
     schedule = make(node, "checkpoint")
     simulation = build(node)
