@@ -100,7 +100,7 @@ class JointGraphs:
         client: Serves all clients; its scenario has one experience.
     """
 
-    _KEPT = 8
+    _KEPT = 4
 
     def __init__(self, client: "Client") -> None:
         self._client = client

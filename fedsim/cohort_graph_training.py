@@ -10,19 +10,15 @@ from typing import TYPE_CHECKING, NoReturn
 import torch
 from torch import Tensor, nn, optim
 from torch.optim import Optimizer
-from torch_geometric.nn import GCNConv
 
 from fedsim.arrays import Params
-from fedsim.backbones.graph import GCN
 from fedsim.bundle import Bundle
 from fedsim.cohort import Block
-from fedsim.cohort_dense import is_altered
 from fedsim.cohort_descent import Descent
 from fedsim.cohort_graph import GraphDropout, Joint, JointGraphs, Network, tested
 from fedsim.cohort_training import Noise
 from fedsim.cohort_views import UnstackableError
 from fedsim.data import Batch, Inputs, Shard
-from fedsim.model import Model
 from fedsim.seeding import derive
 from fedsim.state import ClientState
 from fedsim.training import restore_optimizer
@@ -32,32 +28,6 @@ if TYPE_CHECKING:  # it is imported by the modules that run clients, which know 
     from fedsim.client import Client
 
 _SCORING = ("measure", "_scores", "score", "predict")
-
-
-def graph_objection(client: "Client") -> str | None:
-    """Why the graphs of several clients are not computed at once, or None."""
-    model, scenario = client.model, client.scenario
-    head = getattr(model, "head", None)
-    if type(model) is not Model or type(model.backbone) is not GCN:
-        return "of graph networks only a GCN is stacked"
-    if not isinstance(head, nn.Linear) or type(head).forward is not nn.Linear.forward:
-        return "of graph networks only a GCN with a linear head is stacked"
-    layers = list(model.backbone.layers)
-    if any(type(layer) is not GCNConv for layer in layers) or any(map(is_altered, model.modules())):
-        return "the graph network has been altered"
-    if {n for n, p in model.named_parameters() if p.requires_grad} != _names(len(layers)):
-        return "the graph network is frozen in part or has no bias"
-    if scenario.num_experiences > 1 or scenario.task_classes is not None:
-        return "the graph changes over time"
-    if client.setting.device != "cpu":
-        return "graphs are joined on the CPU only"
-    return None
-
-
-def _names(num_layers: int) -> set[str]:
-    layers = [f"backbone.layers.{i}" for i in range(num_layers)]
-    parts = {f"{layer}.{part}" for layer in layers for part in ("lin.weight", "bias")}
-    return parts | {"head.weight", "head.bias"}
 
 
 class GraphBlock(Block):

@@ -18,6 +18,7 @@ from fedsim.cohort import Block
 from fedsim.cohort_kinds import Kind, alike, objection
 from fedsim.cohort_views import UnstackableError
 from fedsim.data import Shard
+from fedsim.products import counted
 from fedsim.seeding import derive, generator
 from fedsim.state import ClientState
 from fedsim.training import seeded
@@ -32,7 +33,7 @@ CohortSize = int | Literal["auto", "off"]
 MIN_BLOCK = 8  # fewer clients at once than this gain nothing
 MAX_BLOCK = 128
 BLOCK_VALUES = 6_400_000  # numbers that a block may hold: 25 MB, beyond which caches stop helping
-GRAPH_VALUES = 64_000_000  # the same for graphs, which gain at every size that was measured
+GRAPH_VALUES = 64_000_000  # the same for graphs: 250 MB
 MAX_PRODUCTS = 10_000_000  # multiplications a step with convolutions, and ...
 MAX_VALUES = 96_000  # ... numbers in weights and inputs without, beyond which the maths dominates
 _AGREEMENT = 1e-3  # of a client's update, against the per-client loop's
@@ -72,8 +73,6 @@ class Workload:
 
 def measure(client: "Client", down: Download, state: ClientState) -> Workload:
     """The workload of a client's first step, scaled to a batch of full size."""
-    from torch.utils.flop_counter import FlopCounterMode  # takes a moment to import
-
     held = 0
 
     def count(tensor: Tensor) -> Tensor:
@@ -94,14 +93,13 @@ def measure(client: "Client", down: Download, state: ClientState) -> Workload:
         if not isinstance(batch.inputs, Tensor) and not is_graph:
             raise UnstackableError(f"the inputs are {type(batch.inputs).__name__}, not tensors")
         hooks = torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor)
-        with FlopCounterMode(display=False) as counter, hooks:
+        with counted(client.model) as products, hooks:
             client.loss(client.model, client.on_device(batch), down, state)
-    counts = counter.get_flop_counts().get("Global", {})
     usual = len(batch.targets) if is_graph else client.training.batch_size or len(batch.targets)
     scale = max(1.0, usual / len(batch.targets))
     return Workload(
-        products=scale * sum(counts.values()) / 2,
-        convolves=any("convolution" in str(operation) for operation in counts),
+        products=scale * products.count,
+        convolves=products.convolves,
         weights=sum(p.numel() for p in client.model.parameters() if p.requires_grad),
         inputs=0 if is_graph else scale * batch.inputs.numel(),
         held=scale * held,
@@ -114,10 +112,9 @@ class Cohort:
     A client is declined, once and for all, if it overrides the course of training, if the optimiser
     mixes the elements of a tensor, or if a block shows that its methods depend on which client they
     run for in a way that no tensor tells; and, unless clients hold graphs, if moments stay with it
-    or it is tested before it uploads. The
-    reason is logged once. The first block of every kind is checked: one of its clients is trained
-    by the per-client loop too, and both must agree. A client that overrides ``train_cohort`` does
-    all of this in its own way.
+    or it is tested before it uploads. The reason is logged once. The first block of every kind is
+    checked: one of its clients is trained by the per-client loop too, and both must agree. A client
+    that overrides ``train_cohort`` does all of this in its own way.
 
     Args:
         client: Serves all clients.
@@ -234,7 +231,7 @@ class Cohort:
     def _choose(self, down: Download, state: ClientState) -> int:
         reason = objection(self.client, graphs=self._holds_graphs)
         if reason is None and self._holds_graphs:
-            from fedsim.cohort_graph_training import graph_objection  # it loads torch_geometric
+            from fedsim.cohort_graph_plan import graph_objection  # it loads torch_geometric
 
             reason = graph_objection(self.client)
         if reason is not None:
@@ -242,8 +239,7 @@ class Cohort:
         if isinstance(self._wanted, int):
             return self._wanted
         workload = measure(self.client, down, state)
-        always = self._holds_graphs or self.client.setting.device != "cpu"
-        if not (always or workload.is_small):
+        if not self._pays(workload):
             raise UnstackableError("a step is long enough to gain nothing from company")
         room = GRAPH_VALUES if self._holds_graphs else BLOCK_VALUES
         size = min(MAX_BLOCK, int(room / workload.values))
@@ -257,6 +253,13 @@ class Cohort:
             size * workload.values * 4 / 1e6,
         )
         return size
+
+    def _pays(self, workload: Workload) -> bool:
+        if self._holds_graphs:
+            from fedsim.cohort_graph_plan import gains
+
+            return gains(self.client, workload.weights)
+        return self.client.setting.device != "cpu" or workload.is_small
 
     def _check(
         self, trained: Params, down: Download, state: ClientState, copy: ClientState

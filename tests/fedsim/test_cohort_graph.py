@@ -19,7 +19,7 @@ from fedsim.client import Setting, initial_model
 from fedsim.clock import Clock
 from fedsim.cohort_graph import GraphDropout
 from fedsim.cohort_graph_training import GraphBlock
-from fedsim.cohort_plan import GRAPH_VALUES, MAX_VALUES, Cohort
+from fedsim.cohort_plan import GRAPH_VALUES, MAX_BLOCK, Cohort
 from fedsim.evaluation import Evaluation
 from fedsim.grid import LocalGrid
 from fedsim.loop import Loop
@@ -301,13 +301,23 @@ def test_a_block_that_goes_wrong_is_noticed(monkeypatch):
     assert all(torch.equal(together[name], alone[name]) for name in alone)
 
 
-def test_graphs_gain_from_company_however_wide_the_network():
-    served = client(hidden=400)
+def size(**options):
+    """Clients a block, and why there is but one."""
+    served = client(**options)
     cohort = Cohort(served, "auto")
-    tick = served.setting.clock.at(1, 0)
     arrays = dict(initial_model(served.setting).state_dict())
-    down = Download(client_id=0, tick=tick, records={"arrays": arrays})
-    assert sum(t.numel() for t in arrays.values()) > MAX_VALUES
-    size = cohort.size(down, ClientState())
-    assert cohort.reason is None
-    assert 2 <= size <= GRAPH_VALUES / (4 * MAX_VALUES)
+    tick = served.setting.clock.at(1, 0)
+    found = cohort.size(Download(client_id=0, tick=tick, records={"arrays": arrays}), ClientState())
+    return found, cohort.reason
+
+
+def test_the_rule_says_when_company_pays():
+    found, why = size()
+    assert (found, why) == (MAX_BLOCK, None)
+    found, why = size(hidden=400)
+    assert why is None
+    assert 2 <= found <= GRAPH_VALUES / (4 * 400 * 400)
+    assert size(hidden=600) == (1, "a step is long enough to gain nothing from company")
+    found, why = size(hidden=600, optimizer=ADAM)
+    assert why is None
+    assert found >= 2
