@@ -110,7 +110,8 @@ def _train(
     client: "DKVB", downs: Sequence[Download], states: Sequence[ClientState]
 ) -> list[Upload]:
     """The values of clients that received the same table, all at once."""
-    shards, touched = [], []
+    shards: list[Shard] = []
+    touched: list[Touched] = []
     for down, state in zip(downs, states, strict=True):
         client.receive_keys(down, state)
         if not shards:

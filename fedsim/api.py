@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedsim.metrics import Matrix, Weighting, accuracy_matrix
+from fedsim.run_files import read_json, read_lines, read_yaml
 
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import Tensor
 
+    from fedsim.model import Model
     from fedsim.report.plots import Plot
 
 
@@ -85,26 +88,26 @@ class Run:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The configuration, every value resolved."""
-        return _yaml(self.path / "config.yaml")
+        return read_yaml(self.path / "config.yaml")
 
     @cached_property
     def summary(self) -> dict[str, Any]:
         """One number each; empty if the run did not finish."""
-        return _json(self.path / "summary.json")
+        return read_json(self.path / "summary.json")
 
     @cached_property
     def environment(self) -> dict[str, Any]:
         """Versions, machine, commit and command."""
-        return _json(self.path / "env.json")
+        return read_json(self.path / "env.json")
 
     @cached_property
     def cut(self) -> dict[str, Any]:
         """How the scenario deals the data, see :func:`fedsim.cut.describe`; empty if unknown."""
-        return _json(self.path / "scenario.json")
+        return read_json(self.path / "scenario.json")
 
     @cached_property
     def _hydra(self) -> dict[str, Any]:
-        content: dict[str, Any] = _yaml(self.path / ".hydra" / "hydra.yaml").get("hydra", {})
+        content: dict[str, Any] = read_yaml(self.path / ".hydra" / "hydra.yaml").get("hydra", {})
         return content
 
     @cached_property
@@ -134,17 +137,38 @@ class Run:
         parquet = self.path / "rows.parquet"
         if parquet.exists():
             return pd.read_parquet(parquet)
-        return _lines(self.path / "rows.jsonl")
+        return read_lines(self.path / "rows.jsonl")
 
     @cached_property
     def rounds(self) -> "pd.DataFrame":
         """One line per round: seconds, bytes, cohort, training loss."""
-        return _lines(self.path / "rounds.jsonl")
+        return read_lines(self.path / "rounds.jsonl")
 
     @cached_property
     def rejections(self) -> "pd.DataFrame":
         """One line per refused update: round, client, reason."""
-        return _lines(self.path / "rejections.jsonl")
+        return read_lines(self.path / "rejections.jsonl")
+
+    @cached_property
+    def weights(self) -> "dict[str, Tensor]":
+        """What the server held at the end, by name; of FedAvg and its kin the global model's."""
+        from safetensors.torch import load_file
+
+        return load_file(self.path / "model.safetensors")
+
+    def model(self, *, trust: bool = False) -> "Model":
+        """The global model as it was at the end, in evaluation mode.
+
+        Args:
+            trust: Whether the configuration may name classes that ``conf/`` does not.
+
+        Raises:
+            ConfigError: If the configuration cannot be trusted.
+            ValueError: If the server of this method holds no model.
+        """
+        from fedsim.run_files import trained_model
+
+        return trained_model(self.path, self.weights, trust=trust)
 
     @cached_property
     def pairs(self) -> list[dict[str, Any]]:
@@ -269,32 +293,3 @@ def accuracy_by(rows: "pd.DataFrame", key: str, weighting: str) -> "pd.Series":
     )
     sums = tested.groupby([key, "who"])[["correct", "examples"]].sum()
     return (sums["correct"] / sums["examples"]).groupby(level=key).mean()
-
-
-def _yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; empty without the file."""
-    import yaml
-
-    if not path.exists():
-        return {}
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    content = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
-    return content if isinstance(content, dict) else {}
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty without the file."""
-    content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return content if isinstance(content, dict) else {}
-
-
-def _lines(path: Path) -> "pd.DataFrame":
-    """A file of JSON lines as a table; a last line that was cut off is left out."""
-    import pandas as pd
-
-    if not path.exists():
-        return pd.DataFrame()
-    lines = path.read_text(encoding="utf-8").splitlines()
-    if lines and not lines[-1].rstrip().endswith("}"):
-        lines.pop()
-    return pd.DataFrame([json.loads(line) for line in lines])

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from flwr.app import ArrayRecord
 
-from fedsim.arrays import to_params
+from fedsim.arrays import Params, to_params
 from fedsim.evaluation import Evaluation
 from fedsim.judging import rows_of, summarise
 from fedsim.loop import RoundLog
@@ -138,7 +138,7 @@ class Results:
         return _lines(self.run_dir / "rejections.jsonl")
 
     def finish(self, arrays: ArrayRecord, facts: Row, evaluation: Evaluation | None = None) -> Row:
-        """Write ``rows.parquet`` and ``summary.json``; returns the summary.
+        """Write ``rows.parquet``, ``model.safetensors`` and ``summary.json``; returns the summary.
 
         Args:
             arrays: The final server arrays, for the digest.
@@ -149,6 +149,7 @@ class Results:
         self._matrices.finish()
         rows = self.rows()
         write_parquet(rows, self.run_dir / "rows.parquet")
+        write_tensors(self.run_dir / "model.safetensors", to_params(arrays))
         summary = {
             **summarise(rows, self.personal, evaluation or Evaluation()),
             **{f"{way}_bytes": sum(sizes.values()) for way, sizes in self.bytes.items()},
@@ -181,6 +182,15 @@ def digest(arrays: ArrayRecord) -> str:
         sha.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         sha.update(tensor.contiguous().numpy().tobytes())
     return sha.hexdigest()
+
+
+def write_tensors(path: Path, params: Params) -> None:
+    """Write tensors to a safetensors file, whole or not at all."""
+    from safetensors.torch import save_file
+
+    beside = path.with_suffix(".partial")
+    save_file({name: t.detach().cpu().clone() for name, t in params.items()}, beside)
+    beside.replace(path)
 
 
 def write_json(path: Path, content: Row) -> None:

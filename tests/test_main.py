@@ -44,6 +44,7 @@ def test_a_run_leaves_every_file(tmp_path):
         "rows.jsonl",
         "rounds.jsonl",
         "rows.parquet",
+        "model.safetensors",
         "summary.json",
     }
     assert names <= {p.name for p in (tmp_path / "run").iterdir()}

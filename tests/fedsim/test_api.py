@@ -1,15 +1,20 @@
 """Runs from Python."""
 
 import json
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import torch
 
 import fedsim
+from fedsim.arrays import to_record
+from fedsim.build import build
 from fedsim.checks import ConfigError
 from fedsim.metrics import forgetting, worst_decile
+from fedsim.results import digest
 
 WORDS = (
     "dataset=toy dataset.train_examples=240 num_clients=4 training.epochs=1 client=sgd"
@@ -108,3 +113,33 @@ def test_numbers_between_clients_are_drawn(tmp_path):
     run = fedsim.load(tmp_path)
     assert run.pairs == [lines[1]]
     assert [plot.title for plot in run.plot_pairs()] == ["Similarity"]
+
+
+def test_the_trained_model_is_kept(run):
+    """Its accuracy is the run's, and its bytes are those that the digest was taken of."""
+    record = to_record(run.weights)
+    assert digest(record) == run.summary["digest"]
+    model = run.model()
+    assert not model.training
+    scenario = build(run.config).setting.scenario
+    parts = [scenario.shard(None, e, "test") for e in range(3)]
+    inputs, targets = (torch.cat([getattr(p, n) for p in parts]) for n in ("inputs", "targets"))
+    right = (model(inputs).argmax(1) == targets).float().mean()
+    assert float(right) == pytest.approx(run.summary["test_accuracy"])
+
+
+def test_a_server_without_a_model_says_so(tmp_path):
+    words = "experiment=fedrecon_digits scenario.num_experiences=2"
+    done = fedsim.run(words, folder=tmp_path / "run")
+    with pytest.raises(ValueError, match="holds no whole model: it has no"):
+        done.model()
+    assert done.weights
+
+
+def test_models_of_unknown_classes_are_not_built(run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run.path, copy)
+    config = (copy / "config.yaml").read_text()
+    (copy / "config.yaml").write_text(config.replace("fedsim.backbones", "elsewhere.backbones"))
+    with pytest.raises(ConfigError, match="trust=true"):
+        fedsim.load(copy).model()
