@@ -39,7 +39,7 @@ CIFAR = "experiment=dkvb_cifar10"
 SMALLER = ("head.lookup.codebooks=128", "head.lookup.pairs=1024")  # than the paper's 256 x 4096
 CIFAR_AT_ONCE = ("scenario=single", "clock.rounds_per_experience=15")
 HELD_OUT = {
-    "mnist": ("encoder=fractal_grey",),
+    "mnist": ("encoder=fractal",),
     "tiny_imagenet": ("encoder=fractal", "optimizer.lr=3"),
 }
 SPLITS = {"tiny_imagenet": (("scenario.num_experiences=10",), "[11,1,1,1,1,1,1,1,1,1]")}
