@@ -27,6 +27,14 @@ def test_what_needs_images_is_refused_behind_an_encoder():
         resolve(compose([*SMALL, "encoder=identity", "backbone=conv4"]))
 
 
+@pytest.mark.parametrize("name", ["omniglot", "omniglot_classwise", "tinyimagenet", "graphs"])
+def test_an_experiment_takes_another_encoder(name):
+    experiment = f"experiment=fedrecon_{name}"
+    own, other = (resolve(compose([experiment, *more])) for more in ([], ["encoder=identity"]))
+    assert own["dataset"]["encoder"]["_target_"] == "fedsim.episodes.prototypical"
+    assert other["dataset"]["encoder"]["_target_"] == "fedsim.backbones.encoders.identity"
+
+
 def test_the_head_is_chosen_by_name():
     overrides = ["head=keyvalue", "head.lookup.codebooks=4", "head.lookup.pairs=8"]
     model = build(resolve(compose([*SMALL, "backbone=linear", *overrides]))).setting.model()
