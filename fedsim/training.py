@@ -1,10 +1,12 @@
 """The only training loop, what a client does in it, and learning-rate schedules over rounds."""
 
+import functools
 import math
 import operator
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from fedsim.arrays import Params
 from fedsim.data import Batch
 
 Loss = Callable[[Batch], Tensor]
+T = TypeVar("T")
 Schedule = Callable[[float], float]  # share of the run that is over, in [0, 1) -> factor
 
 
@@ -61,6 +64,8 @@ class LocalTraining:
     keep_optimizer: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("optimizer", "schedule"):
+            object.__setattr__(self, name, _plain(getattr(self, name)))
         if self.epochs < 0:
             raise ValueError(f"training.epochs must be 0 or more, got {self.epochs}")
         if self.batch_size < 0:
@@ -70,6 +75,17 @@ class LocalTraining:
             )
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise ValueError(f"training.clip_norm must be positive or null, got {self.clip_norm}")
+
+
+def _plain(call: Callable[..., T]) -> Callable[..., T]:
+    """The call itself, where Hydra's policy would be asked again and again.
+
+    Hydra checks what a configuration names when it makes a partial of it, and asks its policy at
+    every call once more: 0.4 ms, as long as a step of a small model.
+    """
+    if isinstance(call, functools.partial) and type(call) is not functools.partial:
+        return functools.partial(call.func, *call.args, **call.keywords)
+    return call
 
 
 def fit(
