@@ -20,7 +20,7 @@ from fedsim.client import Client
 from fedsim.cohort_evaluation import CohortEvaluation
 from fedsim.cohort_plan import Cohort, CohortSize
 from fedsim.cohort_views import UnstackableError
-from fedsim.course import tested, tested_block, trained, trained_block
+from fedsim.course import received, tested, tested_block, trained, trained_block
 from fedsim.state import ClientState
 from fedsim.wire import NUM_EXAMPLES, Decoded, client_number, round_of, to_download, to_reply
 
@@ -51,7 +51,8 @@ class BlockApp(ClientApp):
         if cohort is None:
             return 1
         down = to_download(message, context, cohort.client.setting.clock)
-        return cohort.size(down, ClientState(_copied(context.state)))
+        state = ClientState(_copied(context.state))
+        return cohort.size(received(cohort.client, down, state), state)
 
     def run_block(
         self, messages: Sequence[Message], contexts: Sequence[Context], wanted: CohortSize

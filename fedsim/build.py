@@ -62,7 +62,7 @@ def build(node: Node) -> Simulation:
         strategy.num_classes = scenario.num_classes
     try:
         check_clock(clock, scenario.num_experiences)
-        check_evaluation(evaluation, scenario)
+        check_evaluation(evaluation, scenario, strategy)
         setting = Setting(
             scenario=scenario,
             clock=clock,

@@ -19,7 +19,7 @@ def trained(client: Client, message: Message, down: Download, state: ClientState
     failure = _failure(client, message, down)
     if failure is not None:
         return failure
-    upload = client.train(_received(client, down, state), state)
+    upload = client.train(received(client, down, state), state)
     return to_reply(_sent(client, upload, down, state), message)
 
 
@@ -41,7 +41,7 @@ def trained_block(
     places = [place for place, failure in replies.items() if failure is None]
     if places:
         states = [turns[place][2] for place in places]
-        downs = [_received(client, turns[place][1], turns[place][2]) for place in places]
+        downs = [received(client, turns[place][1], turns[place][2]) for place in places]
         uploads = cohort.train(downs, states, lambda place: spare(places[place]))
         for place, upload in zip(places, uploads, strict=True):
             message, down, state = turns[place]
@@ -56,14 +56,14 @@ def tested_block(
 ) -> list[Message]:
     """The replies of clients that are tested at once; see :func:`trained_block`."""
     states = [state for _, _, state in turns]
-    downs = [_received(cohort.client, down, state) for _, down, state in turns]
+    downs = [received(cohort.client, down, state) for _, down, state in turns]
     uploads = cohort.run(downs, states, spare)
     return [to_reply(upload, turn[0]) for upload, turn in zip(uploads, turns, strict=True)]
 
 
 def tested(client: Client, down: Download, state: ClientState) -> Upload:
     """What a client, or the server with a download for nobody, measures."""
-    return client.evaluate(_received(client, down, state), state)
+    return client.evaluate(received(client, down, state), state)
 
 
 def _failure(client: Client, message: Message, down: Download) -> Message | None:
@@ -71,7 +71,8 @@ def _failure(client: Client, message: Message, down: Download) -> Message | None
     return None if faults is None else faults.failure(message, down)
 
 
-def _received(client: Client, down: Download, state: ClientState) -> Download:
+def received(client: Client, down: Download, state: ClientState) -> Download:
+    """The download with what does not travel."""
     running = client.setting.running
     return down if running is None else running.received(down, state)
 

@@ -173,8 +173,13 @@ def check_clock(clock: Clock, num_experiences: int) -> None:
         )
 
 
-def check_evaluation(evaluation: Evaluation, scenario: Scenario) -> None:
-    """Raise ValueError if runs are judged by validation data that the scenario does not have."""
+def check_evaluation(evaluation: Evaluation, scenario: Scenario, strategy: FlowerStrategy) -> None:
+    """Raise ValueError if the scenario or the strategy cannot be judged that way."""
+    if evaluation.in_training and hasattr(strategy, "train_loss_key"):
+        raise ValueError(
+            f"{type(strategy).__name__} reads training losses, and evaluation.when=after_training"
+            " sends those of the tests; use evaluation.when=after_aggregation"
+        )
     if evaluation.validates and not scenario.has_validation:
         raise ValueError(
             "evaluation.selection=best_validation needs validation data, which only graph scenarios"
