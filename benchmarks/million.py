@@ -2,6 +2,7 @@
 
     python benchmarks/million.py                        1,000,000 against 1,000, 100 a round
     python benchmarks/million.py --clients 100000       another number
+    python benchmarks/million.py --cohort auto          clients trained at once
 
 Two scenarios. `data`: 20 examples a client, resampled from 2,000, and a small model; of many
 clients each is a new one, whose data has to be cut, while few come back. `state`: clients without
@@ -33,6 +34,7 @@ from rich.table import Table
 
 from fedsim.arrays import to_params, to_record
 from fedsim.averaging import configured
+from fedsim.cohort_plan import CohortSize
 from fedsim.engine import LocalEngine, settle_process
 
 OUT = Path(__file__).parent / "results"
@@ -47,10 +49,10 @@ def seconds(step: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def data_rounds(num_clients: int, like: str = "W3") -> Iterator[object]:
+def data_rounds(num_clients: int, *, cohort: CohortSize, like: str = "W3") -> Iterator[object]:
     """Rounds of clients with 20 examples of their own."""
     work = replace(WORKLOADS[like], clients=num_clients, cohort=COHORT, samples=20)
-    return fedsim_rounds(setting(work), work, "off")
+    return fedsim_rounds(setting(work), work, cohort)
 
 
 def remembering() -> ClientApp:
@@ -109,6 +111,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--clients", type=int, default=1_000_000, help="default 1,000,000")
     parser.add_argument("--rounds", type=int, default=30, help="default 30")
+    parser.add_argument("--cohort", choices=["off", "auto"], default="off", help="default off")
     options = parser.parse_args()
     torch.set_num_threads(1)
     settle_process()
@@ -118,8 +121,9 @@ def main() -> None:
         def remember(num_clients: int) -> Iterator[object]:
             return state_rounds(num_clients, Path(folder) / str(num_clients))
 
-        rows = compare("data", data_rounds, options.clients, options.rounds)
-        cnn = partial(data_rounds, like="W1")
+        linear = partial(data_rounds, cohort=options.cohort)
+        rows = compare("data", linear, options.clients, options.rounds)
+        cnn = partial(data_rounds, cohort=options.cohort, like="W1")
         rows += compare("data, small CNN", cnn, options.clients, options.rounds // 3)
         rows += compare("state", remember, options.clients, options.rounds)
         files = sum(1 for _ in Path(folder).glob(f"{options.clients}/clients/*/*.state"))
