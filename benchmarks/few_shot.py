@@ -62,19 +62,21 @@ def main() -> None:
     names = ["CE", *args.losses]
     results = np.array([_split(args, split, names) for split in range(args.splits)])
     print(f"{args.data}, {args.splits} splits, CPU {time.process_time():.0f} s")
-    accuracy, ratio = results[:, 0].mean(0)
-    print(f"{'CE':18} accuracy {100 * accuracy:.1f}, ratio {ratio:.3f}")
+    accuracy, ratio, loss = results[:, 0].mean(0)
+    print(f"{'CE':18} accuracy {100 * accuracy:.1f}, ratio {ratio:.3f}, loss {loss:.4f}")
     for place, name in enumerate(names[1:], 1):
         gain = results[:, place] - results[:, 0]
-        (points, apart), (error, spread) = gain.mean(0), _standard_error(gain)
+        (points, apart, _), (error, spread, _) = gain.mean(0), _standard_error(gain)
         print(
             f"{name:18} {100 * points:+.2f} +- {100 * error:.2f} points,"
             f" ratio {apart:+.3f} +- {spread:.3f}",
         )
 
 
-def _split(args: argparse.Namespace, split: int, names: list[str]) -> list[tuple[float, float]]:
-    """Accuracy and ratio of every average of losses on one choice of classes."""
+def _split(
+    args: argparse.Namespace, split: int, names: list[str]
+) -> list[tuple[float, float, float]]:
+    """Accuracy, ratio and last training loss of every average of losses on one choice."""
     images, targets, base, unseen = _data(args.data, split)
     known = torch.isin(targets, base)
     mean, std = images[known].mean(), images[known].std()
@@ -100,9 +102,10 @@ def _split(args: argparse.Namespace, split: int, names: list[str]) -> list[tuple
             queries=args.queries,
             seed=split,
         )
-        train(net, pool, training)
+        loss = train(net, pool, training)
         rng = torch.Generator().manual_seed(split)
-        results.append(few_shot(net, groups, WAYS[args.data], QUERIES[args.data], args.tests, rng))
+        tested = few_shot(net, groups, WAYS[args.data], QUERIES[args.data], args.tests, rng)
+        results.append((*tested, loss))
     return results
 
 
