@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.nn import functional
 
 from fedsim.arrays import Params
-from fedsim.cohort_batches import Step
+from fedsim.cohort_batches import IGNORED, Step
 from fedsim.cohort_dense import dense_gradients
 from fedsim.cohort_descent import Descent
 from fedsim.cohort_dropout import ClientDropout
 from fedsim.cohort_views import BlockDownload, BlockState, Stack, UnstackableError
 from fedsim.data import Batch
+from fedsim.model import mask_logits
 from fedsim.state import ClientState
 from fedsim.training import seeded
 from fedsim.wire import Download
@@ -39,6 +41,19 @@ class _Loss(nn.Module):
 
     def forward(self, batch: Batch, down: Download, state: ClientState) -> Tensor:
         return self._loss(self.model, batch, down, state)
+
+
+class _Scores(nn.Module):
+    """The scores that the plain loss is computed from, in the same form."""
+
+    def __init__(self, client: "Client") -> None:
+        super().__init__()
+        self.model = client.model
+
+    def forward(self, batch: Batch, down: Download, state: ClientState) -> Tensor:
+        del down, state
+        scores: Tensor = self.model(batch.inputs)
+        return scores
 
 
 class Noise:
@@ -88,6 +103,7 @@ class BlockTraining(Descent):
     ) -> None:
         super().__init__(client, weights, own, downs[0], states[0])
         self._loss = _Loss(client)
+        self._mapped_part = self._loss if client.overrides("loss") else _Scores(client)
         self._shared = {_PREFIX + n: t for n, t in self._unchanged.items()}
         self._down = downs[0]
         self._states = list(states)
@@ -214,11 +230,13 @@ class BlockTraining(Descent):
             state = BlockState(self._groups.records(remembered), self._states)
             one = Batch(*examples)
             with self._dropout(step) if self._draws else nullcontext():
-                value: Tensor = functional_call(self._loss, replaced, (one, down, state))
+                value: Tensor = functional_call(self._mapped_part, replaced, (one, down, state))
             return value
 
         mapped = vmap(loss, randomness="error")
         losses: Tensor = mapped(*params, *carried.values(), *stacked, *records, *groups)
+        if self._mapped_part is not self._loss:
+            return _cross_entropy(losses, batch, self._client.scenario.task_classes)
         if losses.dim() != 1:
             raise UnstackableError(f"the loss of a batch is no scalar: {tuple(losses.shape[1:])}")
         return losses
@@ -228,6 +246,20 @@ class BlockTraining(Descent):
             return [self._noise.of(self._places[p]) for p in step.places]
 
         return ClientDropout(generators)
+
+
+def _cross_entropy(scores: Tensor, batch: Batch, task_classes: Tensor | None) -> Tensor:
+    """Every client's plain loss, ``[g]``, from the scores of its batch, ``[g, n, K]``.
+
+    Inside of ``vmap`` torch takes this loss to pieces, and loads 70 MB of symbolic mathematics to
+    do so.
+    """
+    if scores.dim() != 3:
+        raise UnstackableError(f"the scores of an example are {tuple(scores.shape[2:])}")
+    tasks = None if batch.tasks is None else batch.tasks.flatten()
+    flat = mask_logits(scores.flatten(0, 1), tasks, task_classes)
+    each = functional.cross_entropy(flat, batch.targets.flatten(), reduction="none")
+    return each.view(batch.targets.shape).sum(1) / (batch.targets != IGNORED).sum(1)
 
 
 def _cut(tensors: Sequence[Tensor], lengths: Sequence[int]) -> list[list[Tensor]]:
