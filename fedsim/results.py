@@ -8,6 +8,7 @@ training), ``client`` (null for the server's own test of the global model), ``mo
 ``rejections.jsonl`` one per refused update.
 """
 
+import ctypes
 import hashlib
 import json
 import os
@@ -147,6 +148,7 @@ class Results:
         """
         self.close()
         self._matrices.finish()
+        _give_back_memory()  # what rounds needed, tables do not
         rows = self.rows()
         write_parquet(rows, self.run_dir / "rows.parquet")
         write_tensors(self.run_dir / "model.safetensors", to_params(arrays))
@@ -168,6 +170,13 @@ class Results:
         }
         write_json(self.run_dir / "summary.json", summary)
         return summary
+
+
+def _give_back_memory() -> None:
+    """Give free memory back to the system, where glibc holds it."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
 
 
 def _lines(path: Path) -> list[Row]:

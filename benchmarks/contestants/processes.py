@@ -42,8 +42,8 @@ class Machine:
     def run(self, python: str, arguments: list[str], rounds: int) -> dict[str, Any]:
         """The result that it printed, with ``memory`` in bytes, ``seconds`` and ``cpu_seconds``.
 
-        Memory is the most that was resident. Of several processes at once it is the sum of their
-        proportional shares, so that what they share counts once.
+        Memory is the most that was resident until the result was there. Of several processes at
+        once it is the largest sum of their proportional shares: what they share counts once.
 
         Raises:
             FailedError: If it printed none.
@@ -69,7 +69,8 @@ class Machine:
             raise FailedError(f"{' '.join(arguments)} ended with code {code}:\n{words}")
         result: dict[str, Any] = json.loads(found[-1])
         seconds = time.monotonic() - start
-        return {**result, "memory": memory.peak, "seconds": seconds, "load": os.getloadavg()[0]}
+        most = max(result.pop("peak", 0), memory.peak)
+        return {**result, "memory": most, "seconds": seconds, "load": os.getloadavg()[0]}
 
     def _tie(self) -> None:
         assert self.core is not None
@@ -106,7 +107,7 @@ class Machine:
 
 
 class _Memory:
-    """The most memory that a process and its children held."""
+    """The most memory that a process and its children held, while it had some."""
 
     def __init__(self, pid: int) -> None:
         self.peak = 0
@@ -118,14 +119,13 @@ class _Memory:
         while not self.over.wait(_EVERY_S):
             try:
                 family = [self._process, *self._process.children(recursive=True)]
-                self.peak = max(self.peak, _resident(family))
+                if len(family) > 1:
+                    self.peak = max(self.peak, _resident(family))
             except psutil.Error:
                 continue
 
 
 def _resident(family: list[psutil.Process]) -> int:
-    if len(family) == 1:
-        return int(family[0].memory_info().rss)
     total = 0
     for process in family:
         try:

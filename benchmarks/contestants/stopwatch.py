@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import sys
 import time
 from importlib import metadata
 
@@ -43,7 +44,16 @@ class Stopwatch:
         versions = {name: metadata.version(name) for name in packages}
         versions["python"] = platform.python_version()
         result = {"wall": self._wall, "cpu": self._cpu, "versions": versions, **more}
+        result["peak"] = most_resident()  # so far: a process that ends loads pages once more
         print(MARK + json.dumps(result), flush=True)
+
+
+def most_resident() -> int:
+    """The most memory that this process has held, in bytes."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def children_seconds() -> float:
