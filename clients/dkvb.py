@@ -101,7 +101,7 @@ class DKVB(Client):
             masked[records["masked"]["indices"]] = True
         if not torch.equal(masked, head.masked):
             head.masked.copy_(masked)
-            self._rows.clear()
+            self._forget_rows()
         received = records["values"]
         with torch.no_grad():
             head.values.copy_(self._start)
@@ -124,7 +124,12 @@ class DKVB(Client):
             return
         self.head.keys.copy_(keys)
         self._keys = keys
+        self._forget_rows()
+
+    def _forget_rows(self) -> None:
+        """Look rows up anew: keys or masks have changed."""
         self._rows.clear()
+        self._touched.clear()
 
     # ---- training --------------------------------------------------------------------------
 
@@ -164,9 +169,9 @@ class DKVB(Client):
 
     def touched(self, shard: Shard, down: Download) -> Touched:
         """The rows that the shard's examples fetch, numbered anew once per look-up."""
-        key, rows = (self._trainee(down), down.tick.experience), self._rows_of(shard, down)
-        if key not in self._touched or self._touched[key].rows is not rows:
-            self._touched[key] = Touched.of(rows)
+        key = self._trainee(down), down.tick.experience
+        if key not in self._touched:
+            self._touched[key] = Touched.of(self._rows_of(shard, down))
         return self._touched[key]
 
     def rate(self, down: Download) -> float:

@@ -15,7 +15,7 @@ from torch.nn import functional
 from fedsim.arrays import Records
 from fedsim.client import Client
 from fedsim.cohort_descent import is_plain_descent
-from fedsim.cohort_views import is_same
+from fedsim.cohort_kinds import runs_of_alike
 from fedsim.data import Shard
 from fedsim.functional.keyvalue import vote
 from fedsim.seeding import generator
@@ -30,22 +30,20 @@ class Touched(NamedTuple):
     """The rows that a shard's examples fetch.
 
     Attributes:
-        rows: As they were looked up, ``[n, f]``.
         numbers: The different ones, ascending, ``[m]``.
         places: Where among those the fetched ones are, ``[n, f]``.
         counts: How often each is fetched in a pass over the shard, ``[m]``.
     """
 
-    rows: Tensor
     numbers: Tensor
     places: Tensor
     counts: Tensor
 
     @classmethod
     def of(cls, rows: Tensor) -> "Touched":
-        """The rows numbered anew."""
+        """Rows ``[n, f]`` numbered anew."""
         numbers, places, counts = torch.unique(rows, return_inverse=True, return_counts=True)
-        return cls(rows, numbers.long(), places, counts)
+        return cls(numbers.long(), places, counts)
 
 
 def phase(down: Download) -> str:
@@ -73,14 +71,8 @@ def train_cohort(
     client: "DKVB", downs: Sequence[Download], states: Sequence[ClientState]
 ) -> list[Upload]:
     """One round of every client, in the order of the downloads."""
-    alike: list[list[int]] = []
-    for place, down in enumerate(downs):
-        if alike and _go_together(down, downs[alike[-1][0]]):
-            alike[-1].append(place)
-        else:
-            alike.append([place])
     uploads: dict[int, Upload] = {}
-    for places in alike:
+    for places in runs_of_alike(downs):
         busy = [p for p in places if _has_examples(client, downs[p])]
         if len(busy) < 2 or phase(downs[places[0]]) != "values":
             busy = []
@@ -89,16 +81,6 @@ def train_cohort(
             trained = _train(client, [downs[p] for p in busy], [states[p] for p in busy])
             uploads |= dict(zip(busy, trained, strict=True))
     return [uploads[place] for place in range(len(downs))]
-
-
-def _go_together(down: Download, other: Download) -> bool:
-    """Whether two clients received the very same, at the same time."""
-    names = down.records.keys()
-    return (down.tick, down.config, names) == (
-        other.tick,
-        other.config,
-        other.records.keys(),
-    ) and all(is_same(down.records[name], other.records[name]) for name in names)
 
 
 def _has_examples(client: "DKVB", down: Download) -> bool:

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from clients.fedpub_block import mean_embedding
 from fedsim.arrays import Params
 from fedsim.backbones.graph import GCN
+from fedsim.cohort_descent import fuse, leave_moments, restore_moments
 from fedsim.cohort_graph import GraphDropout, Network, tested
 from fedsim.functional.masks import cut, masks, weights
 from fedsim.seeding import derive
@@ -137,7 +138,7 @@ class Block:
             optimizer.step()
             total += losses.detach() + penalty.detach()
         if client.training.keep_optimizer:
-            self._keep(optimizer)
+            leave_moments(optimizer, self._states)
         return (total / epochs).tolist() if epochs else [float("nan")] * len(self._ids)
 
     @torch.no_grad()
@@ -193,30 +194,16 @@ class Block:
         parameters = [names[id(p)] for p in client.model.parameters()]
         own = list(self._masks.values())
         optimizer = client.training.optimizer(client.groups(parameters, own))
-        if isinstance(optimizer, optim.Adam) and client.setting.device == "cpu":
-            for group in optimizer.param_groups:  # one pass over the memory instead of ten
-                group["fused"] = group["fused"] is None or group["fused"]
+        if client.setting.device == "cpu":
+            fuse(optimizer)
         if client.training.keep_optimizer and "optimizer" in self._states[0]:
-            _restore(optimizer, [state["optimizer"] for state in self._states])
+            restore_moments(optimizer, self._states)
         clock = client.setting.clock
         factor = client.training.schedule((self._round - 1) / clock.num_rounds)
         for group in optimizer.param_groups:
             group["lr"] *= factor
         client.shrink_after_steps(optimizer, own)
         return optimizer
-
-    def _keep(self, optimizer: Optimizer) -> None:
-        """Every client's row of the moments into its state."""
-        moments = {  # not copied: nobody else has this optimiser
-            f"{number}.{name}": value.detach()
-            for number, values in optimizer.state_dict()["state"].items()
-            for name, value in values.items()
-            if isinstance(value, Tensor)
-        }
-        for place, state in enumerate(self._states):
-            state["optimizer"] = {
-                name: value if value.dim() == 0 else value[place] for name, value in moments.items()
-            }
 
     # ---- after training --------------------------------------------------------------------
 
@@ -250,13 +237,3 @@ class Block:
 
 def _leaf(parts: Sequence[Params], name: str) -> nn.Parameter:
     return nn.Parameter(torch.stack([part[name] for part in parts]))
-
-
-def _restore(optimizer: Optimizer, held: Sequence[Params]) -> None:
-    """Put everybody's moments, as the per-client loop keeps them, into the optimiser."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, first in held[0].items():
-        number, moment = key.split(".", 1)
-        whole = first.clone() if first.dim() == 0 else torch.stack([part[key] for part in held])
-        state.setdefault(int(number), {})[moment] = whole
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

@@ -75,6 +75,38 @@ class Descent:
         return {**self._params, **self._carried}
 
 
+def fuse(optimizer: Optimizer) -> None:
+    """Let Adam pass over the memory once instead of ten times, unless told not to."""
+    if isinstance(optimizer, torch.optim.Adam):
+        for group in optimizer.param_groups:
+            group["fused"] = group["fused"] is None or group["fused"]
+
+
+def restore_moments(optimizer: Optimizer, states: Sequence[ClientState]) -> None:
+    """Put everybody's moments, as the per-client loop keeps them, into the stacks' optimiser."""
+    held = [state["optimizer"] for state in states]
+    stacked: dict[int, Params] = {}
+    for key, first in held[0].items():
+        number, moment = key.split(".", 1)
+        whole = first.clone() if first.dim() == 0 else torch.stack([part[key] for part in held])
+        stacked.setdefault(int(number), {})[moment] = whole
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": stacked})
+
+
+def leave_moments(optimizer: Optimizer, states: Sequence[ClientState]) -> None:
+    """Every client's row of the moments into its state."""
+    moments = {  # not copied: nobody else has this optimiser
+        f"{number}.{name}": value.detach()
+        for number, values in optimizer.state_dict()["state"].items()
+        for name, value in values.items()
+        if isinstance(value, Tensor)
+    }
+    for place, state in enumerate(states):
+        state["optimizer"] = {
+            name: value if value.dim() == 0 else value[place] for name, value in moments.items()
+        }
+
+
 def is_plain_descent(optimizer: Optimizer) -> bool:
     """Whether a step subtracts the gradient times the rate and does nothing else."""
     return type(optimizer) is torch.optim.SGD and not any(

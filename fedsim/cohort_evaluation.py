@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from fedsim.arrays import Records
+from fedsim.cohort_kinds import runs_of_alike
+from fedsim.cohort_plan import MAX_BLOCK, CohortSize
 from fedsim.cohort_views import BlockDownload, BlockState, Unequal, UnstackableError, is_same
 from fedsim.data import Batch
 from fedsim.scenario import Split
@@ -24,9 +26,7 @@ from fedsim.wire import Download, Upload
 if TYPE_CHECKING:  # it is imported by the module that runs clients, which knows them already
     from fedsim.client import Client
 
-CohortSize = int | str
 COURSE = ("evaluate", "measure", "_scores", "score", "on_device")
-MAX_BLOCK = 128
 EXAMPLES = 512  # of a forward pass, at least; twice as many leave a CPU's cache
 _ROUNDING = 1e-3  # relative difference of a mean loss that rounding may explain
 _LOG = logging.getLogger(__name__)
@@ -83,14 +83,8 @@ class CohortEvaluation:
         Raises:
             UnstackableError: If the clients cannot be tested at once.
         """
-        alike: list[list[int]] = []
-        for place, down in enumerate(downs):
-            if alike and _are_alike(down, downs[alike[-1][0]]):
-                alike[-1].append(place)
-            else:
-                alike.append([place])
         uploads: list[Upload] = []
-        for places in alike:
+        for places in runs_of_alike(downs):
             if len(places) == 1:
                 uploads.append(self.client.evaluate(downs[places[0]], states[places[0]]))
                 continue
@@ -101,16 +95,6 @@ class CohortEvaluation:
                 self._is_checked = True
             uploads += tested
         return uploads
-
-
-def _are_alike(down: Download, other: Download) -> bool:
-    """Whether two clients received the very same, at the same time."""
-    return (
-        down.tick == other.tick
-        and down.config == other.config
-        and down.records.keys() == other.records.keys()
-        and all(is_same(params, other.records[n]) for n, params in down.records.items())
-    )
 
 
 @torch.no_grad()

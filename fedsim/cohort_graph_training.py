@@ -8,20 +8,18 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 import torch
-from torch import Tensor, nn, optim
-from torch.optim import Optimizer
+from torch import Tensor, nn
 
 from fedsim.arrays import Params
 from fedsim.bundle import Bundle
 from fedsim.cohort import Block
-from fedsim.cohort_descent import Descent
+from fedsim.cohort_descent import Descent, fuse, leave_moments, restore_moments
 from fedsim.cohort_graph import GraphDropout, Joint, JointGraphs, Network, tested
 from fedsim.cohort_training import Noise
 from fedsim.cohort_views import UnstackableError
 from fedsim.data import Batch, Inputs, Shard
 from fedsim.seeding import derive
 from fedsim.state import ClientState
-from fedsim.training import restore_optimizer
 from fedsim.wire import Download, Metrics
 
 if TYPE_CHECKING:  # it is imported by the modules that run clients, which know them already
@@ -143,10 +141,9 @@ class GraphTraining(Descent):
         self._graph, self._rows = joint[0], joint[1]["train"]
         self._sizes: list[int] = self._rows.counts.tolist()
         self._network, self._noise = network, GraphDropout(generators)
-        _fuse(self._optimizer)
+        fuse(self._optimizer)
         if client.training.keep_optimizer and "optimizer" in states[0]:
-            held = [state["optimizer"] for state in states]
-            restore_optimizer(self._optimizer, _stacked_moments(held))
+            restore_moments(self._optimizer, states)
 
     def take(self, batches: Sequence[Batch]) -> Tensor:
         """One optimiser step of every client; returns their losses ``[k]``."""
@@ -159,16 +156,7 @@ class GraphTraining(Descent):
 
     def leave_moments(self, states: Sequence[ClientState]) -> None:
         """Every client's row of the optimiser's moments into its state."""
-        moments = {  # not copied: nobody else has this optimiser
-            f"{number}.{name}": value.detach()
-            for number, values in self._optimizer.state_dict()["state"].items()
-            for name, value in values.items()
-            if isinstance(value, Tensor)
-        }
-        for place, state in enumerate(states):
-            state["optimizer"] = {
-                name: value if value.dim() == 0 else value[place] for name, value in moments.items()
-            }
+        leave_moments(self._optimizer, states)
 
     def _losses(self, batches: Sequence[Batch], scores: Sequence[Tensor]) -> Tensor:
         client, model = self._client, self._client.model
@@ -236,18 +224,3 @@ class StandIn:
 
     def __getattr__(self, name: str) -> NoReturn:
         raise UnstackableError(f"the loss reads {name!r} of the model")
-
-
-def _fuse(optimizer: Optimizer) -> None:
-    """Let Adam pass over the memory once instead of ten times, unless told not to."""
-    if isinstance(optimizer, optim.Adam):
-        for group in optimizer.param_groups:
-            group["fused"] = group["fused"] is None or group["fused"]
-
-
-def _stacked_moments(held: Sequence[Params]) -> Params:
-    """Everybody's moments, as the per-client loop keeps them, as those of stacked parameters."""
-    return {
-        name: first if first.dim() == 0 else torch.stack([part[name] for part in held])
-        for name, first in held[0].items()
-    }

@@ -1,11 +1,13 @@
 """Which clients can be trained at once: what rules a configuration out, and who goes together."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import optim
 
 from fedsim.clock import Tick
+from fedsim.cohort_views import is_same
 from fedsim.state import ClientState
 from fedsim.wire import Download
 
@@ -72,3 +74,22 @@ def alike(down: Download, other: Download) -> bool:
     """Whether two downloads were decoded from the same content, for clients of the same time."""
     same = down.records is other.records and down.config is other.config
     return same and down.tick == other.tick
+
+
+def runs_of_alike(downs: Sequence[Download]) -> list[list[int]]:
+    """Places of neighbours that received the very same tensors and words, at the same time."""
+    runs: list[list[int]] = []
+    for place, down in enumerate(downs):
+        if runs and _is_same(down, downs[runs[-1][0]]):
+            runs[-1].append(place)
+        else:
+            runs.append([place])
+    return runs
+
+
+def _is_same(down: Download, other: Download) -> bool:
+    return alike(down, other) or (
+        (down.tick, down.config) == (other.tick, other.config)
+        and down.records.keys() == other.records.keys()
+        and all(is_same(params, other.records[name]) for name, params in down.records.items())
+    )
