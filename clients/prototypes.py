@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clients.prototypes_table import joined, overlaid
 from fedsim.arrays import Params, Records
 from fedsim.client import Client, Setting
 from fedsim.data import Batch, Shard
@@ -15,10 +16,8 @@ from fedsim.functional.prototypes import (
     METRICS,
     Metric,
     Statistics,
-    class_means,
     class_statistics,
     clip_rows,
-    merge,
     open_scores,
     prototype_scores,
     second_moment,
@@ -129,7 +128,7 @@ class Prototypes(Client):
         metrics: Metrics = {}
         if self.scenario.evaluation_points:
             metrics |= costs(down.records, records, seconds, len(own["classes"]))
-            if self.setting.clock.evaluates(down.tick.round):
+            if self._mission_is_evaluated(down):
                 scorer = self._field_scorer(joined(self._table, own))
                 metrics |= self._field_test.before(scorer, self._table["classes"], own["classes"])
         if self.tests_in_training(down):
@@ -183,6 +182,18 @@ class Prototypes(Client):
         return {**self._field_test.after(self._field_scorer(table), table["classes"])}
 
     # ---- parts -----------------------------------------------------------------------------
+
+    def _mission_is_evaluated(self, down: Download) -> bool:
+        """Whether a round from this one to the mission's last is evaluated.
+
+        The merge is in this round, so that later ones have no copy from before it to test.
+        """
+        clock, tick = self.setting.clock, down.tick
+        while not clock.evaluates(tick.round):
+            if tick.is_last:
+                return False
+            tick = clock.at(tick.round + 1, down.client_id)
+        return True
 
     @torch.no_grad()
     def _embed_each(self, shards: Sequence[Shard]) -> dict[int, tuple[Shard, Tensor]]:
@@ -268,30 +279,3 @@ def _together(shards: Iterator[Shard], examples: int) -> list[Shard]:
     while sum(map(len, part)) < examples and (shard := next(shards, None)) is not None:
         part.append(shard)
     return part
-
-
-def overlaid(table: Params, rows: Params) -> Params:
-    """The table with new and changed rows in it; classes ascend."""
-    if not table or len(table["classes"]) == 0:
-        return rows
-    if len(rows["classes"]) == 0:
-        return table
-    kept = ~torch.isin(table["classes"], rows["classes"])
-    columns = {name: torch.cat([table[name][kept], rows[name]]) for name in rows}
-    order = columns["classes"].argsort()
-    return {name: column[order] for name, column in columns.items()}
-
-
-def joined(table: Params, own: Params) -> Params:
-    """The table after the client's own statistics, by the running mean of every class."""
-    if len(table["classes"]) == 0:
-        old = Statistics(own["classes"], torch.zeros_like(own["sums"]), own["counts"] * 0)
-    else:
-        counts = table["counts"]
-        old = Statistics(table["classes"], table["means"] * counts.unsqueeze(1), counts)
-    merged = merge([old, Statistics(own["classes"], own["sums"], own["counts"])])
-    return {
-        "classes": merged.classes,
-        "means": class_means(merged).float(),
-        "counts": merged.counts,
-    }

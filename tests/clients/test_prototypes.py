@@ -2,11 +2,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from clients.prototypes import Prototypes, joined, overlaid
+from clients.prototypes import Prototypes
+from clients.prototypes_table import joined, overlaid
 from fedsim.arrays import Params
 from fedsim.backbones.vision import Conv4
 from fedsim.client import Setting
-from fedsim.clock import Clock
+from fedsim.clock import Clock, MilestoneClock
 from fedsim.model import Model
 from fedsim.state import ClientState
 from fedsim.wire import Download
@@ -185,6 +186,35 @@ def test_the_copy_is_tested_before_the_merge():
         assert 0.5 < measures[name] <= 1.0
     assert measures["before/mission_among_mission"] >= measures["before/mission"]
     assert measures["update_s_per_class"] > 0
+
+
+def before_by_round(clock):
+    _, logs = run(setting(clock=clock, mission={"replacement": True}, evaluation_points=True))
+    found = {}
+    for log in logs:
+        values = {n: v for n, v in log.measures.items() if n.startswith("before/")}
+        if values:
+            found[log.tick.round] = values
+    return found
+
+
+@pytest.mark.parametrize(
+    ("clock", "rounds"),
+    [
+        (Clock(num_experiences=4, rounds_per_experience=3), [1, 4, 7, 10]),
+        (Clock(num_experiences=4, rounds_per_experience=3, evaluate_every=2), [1, 4, 7, 10]),
+        (MilestoneClock(num_experiences=4, rounds_per_experience=3, milestones=[2]), [4, 10]),
+    ],
+    ids=["last rounds", "every second round", "milestones"],
+)
+def test_a_mission_of_several_rounds_is_tested_before_its_only_merge(clock, rounds):
+    """In its first round, with the values that a mission of a single round has."""
+    single = before_by_round(Clock(num_experiences=4, rounds_per_experience=1))
+    expected = {r: single[(r + 2) // 3] for r in rounds}
+    found = before_by_round(clock)
+    assert found.keys() == expected.keys()
+    for r in rounds:
+        assert found[r] == pytest.approx(expected[r], nan_ok=True)
 
 
 @pytest.mark.parametrize(
