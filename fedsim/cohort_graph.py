@@ -120,6 +120,10 @@ class JointGraphs:
         self._made.move_to_end(key)
         return self._made[key]
 
+    def forget(self, ids: Sequence[int]) -> None:
+        """Free the graph of these clients."""
+        self._made.pop(tuple(ids), None)
+
     def _joined(self, ids: Sequence[int]) -> Joint:
         splits: tuple[Split, ...] = ("train", "val", "test")
         scenario = self._client.scenario

@@ -20,7 +20,7 @@ from fedsim.cohort_views import UnstackableError
 from fedsim.data import Batch, Inputs, Shard
 from fedsim.seeding import derive
 from fedsim.state import ClientState
-from fedsim.wire import Download, Metrics
+from fedsim.wire import Download, Metrics, Upload
 
 if TYPE_CHECKING:  # it is imported by the modules that run clients, which know them already
     from fedsim.client import Client
@@ -48,9 +48,17 @@ class GraphBlock(Block):
         joints: JointGraphs,
     ) -> None:
         super().__init__(client, downs, states, shards)
-        self._joint = joints.of(self._ids)
+        self._joints, self._joint = joints, joints.of(self._ids)
         self._network = Network(client.model.backbone)  # type: ignore[arg-type]
         self._stack: Params = {}  # the weights after training, one row per client
+
+    def train(self) -> list[Upload]:
+        """See :meth:`fedsim.cohort.Block.train`."""
+        try:
+            return super().train()
+        except Exception:
+            self._joints.forget(self._ids)  # smaller blocks may need its memory
+            raise
 
     def _fit(self, start: Params, noise: Noise) -> None:
         client = self.client

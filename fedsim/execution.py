@@ -1,5 +1,6 @@
 """Answers messages with the client app: one by one, or a block of clients at once."""
 
+import errno
 import logging
 import sys
 from collections.abc import Sequence
@@ -120,24 +121,31 @@ class Executor:
         ids = [self._roster.client(addressee(message)) for message in work.messages]
         if len(set(ids)) < len(ids):
             return None, None
+        if len(ids) > self.most:
+            return self._run_halves(work), None
         contexts = [self.context(c, work.run_id, work.states.get(c)) for c in ids]
+        replies = None
         try:
             replies = app.run_block(work.messages, contexts, self._cohort)
-        except torch.OutOfMemoryError:
-            return self._run_halves(work), None
         except Exception as error:  # one by one shows whose error it is, or that there is none
-            return None, f"a block failed with {type(error).__name__}: {error}"
+            if not is_out_of_memory(error):
+                return None, f"a block failed with {type(error).__name__}: {error}"
+        if replies is None:  # only now is the error gone, and with it all that the block had made
+            self._shrink(len(ids) // 2)
+            return self._run_halves(work), None
         states = {c: x.state for c, x in zip(ids, contexts, strict=True) if len(x.state) > 0}
         return Done(replies=replies, states=states), None
+
+    def _shrink(self, most: int) -> None:
+        """Note that memory is too small for more clients at once, and free what can be freed."""
+        self.most = most
+        _LOG.warning("out of memory: at most %d clients at once from now on", most)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def _run_halves(self, work: Work) -> Done:
         """The same clients in smaller blocks, since memory is too small for all of them at once."""
         middle = len(work.messages) // 2
-        if middle < self.most:
-            self.most = middle
-            _LOG.warning("out of memory: at most %d clients at once from now on", middle)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
         whole = Done(replies=[])
         for messages in (work.messages[:middle], work.messages[middle:]):
             done = self.run(replace(work, messages=messages), {})
@@ -165,6 +173,21 @@ class Executor:
         if len(context.state) > 0:
             states[client_id] = context.state
         return reply
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory was asked for and not given, on a GPU or by the operating system.
+
+    PyTorch's allocator for CPUs, and others than CUDA's, raise a plain ``RuntimeError``.
+    """
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    words = str(error).lower()
+    return isinstance(error, RuntimeError) and any(
+        sign in words for sign in ("can't allocate memory", "not enough memory", "out of memory")
+    )
 
 
 def _is_same(new: object, old: object) -> bool:
