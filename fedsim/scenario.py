@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
@@ -20,6 +20,9 @@ Split = Literal["train", "val", "test"]  # only graph scenarios have validation 
 CACHE_BYTES = 1 << 27  # shards kept in memory, least recently used first to go
 _SHARD_OVERHEAD = 2048  # bytes that even an empty shard takes
 _AHEAD_BYTES = CACHE_BYTES >> 2  # shards cut ahead at a time: none of them may go before it is used
+_FEW = 8  # where all clients' shards take this many caches, few of them are in it when asked for
+_LINE = 64  # bytes of a cache line; torch's own memory begins at one
+_PASSING = 4  # experiences of which shards are held until the next are cut
 
 
 class Scenario(ABC):
@@ -57,6 +60,7 @@ class Scenario(ABC):
     def __init__(self) -> None:
         self._cache: OrderedDict[tuple[int | None, int, str], Shard] = OrderedDict()
         self._cached_bytes = 0
+        self._passing: dict[tuple[int, str], dict[int, Shard]] = {}  # cut ahead, not kept
 
     @abstractmethod
     def indices(self, client_id: int | None, experience: int, split: Split) -> Indices:
@@ -98,14 +102,18 @@ class Scenario(ABC):
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]
+        if (ahead := self._passing.get((experience, split))) and client_id in ahead:
+            return ahead[client_id]
         shard = self.build(self.indices(client_id, experience, split), experience, split)
-        return self._keep(key, shard)
+        return self._keep(key, self._told(client_id, split, shard))
 
     def prefetch(self, client_ids: Sequence[int], experience: int, split: Split) -> None:
         """Cut the data of clients that are about to be asked for, all at once.
 
         Cutting few examples takes longer to begin than to do, and clients that come for the first
         time are many where a million are registered. No more is cut than the cache has room for.
+        Where the cache has room for few of all clients, who comes back finds nothing in it: then
+        the data is held until the next is cut ahead, which gets the same memory.
 
         Args:
             client_ids: In the order in which they will be asked for.
@@ -117,9 +125,10 @@ class Scenario(ABC):
         new = [c for c in dict.fromkeys(client_ids) if (c, experience, split) not in self._cache]
         if len(new) < 2:
             return
+        self._passing.pop((experience, split), None)
         size = 4 * math.prod(self.input_shape)
-        room = _AHEAD_BYTES
         parts: dict[int, Indices] = {}
+        room = _AHEAD_BYTES
         for client_id, part in zip(new, self.indices_of_each(new, experience, split), strict=True):
             room -= len(part) * size + _SHARD_OVERHEAD
             if room < 0:
@@ -127,22 +136,41 @@ class Scenario(ABC):
             parts[client_id] = part
         if len(parts) < 2:
             return
+        shards = self._cut(parts, experience, split)
+        mean = (_AHEAD_BYTES - room) / len(shards)
+        if self.num_clients * mean > _FEW * CACHE_BYTES:
+            if len(self._passing) >= _PASSING:
+                self._passing.clear()
+            self._passing[experience, split] = {
+                client_id: shard if _begins_a_line(shard.inputs) else _apart(shard)
+                for client_id, shard in shards.items()
+            }
+            return
+        for client_id, shard in shards.items():
+            self._keep((client_id, experience, split), _apart(shard))
+
+    def _cut(self, parts: Mapping[int, Indices], experience: int, split: Split) -> dict[int, Shard]:
+        """The data of several clients, in memory that they may share."""
         whole = self.build(np.concatenate(list(parts.values())), experience, split)
-        end = 0
-        for client_id, part in parts.items():
-            begin, end = end, end + len(part)
-            shard = Shard(  # in memory of its own: rounding depends on where tensors begin
-                inputs=whole.inputs[begin:end].clone(),
-                targets=whole.targets[begin:end].clone(),
-                tasks=None if whole.tasks is None else whole.tasks[begin:end].clone(),
-                indices=part,
-            )
-            self._keep((client_id, experience, split), shard)
+        sizes = [len(part) for part in parts.values()]
+        tasks = [None] * len(sizes) if whole.tasks is None else torch.split(whole.tasks, sizes)
+        cut = zip(
+            torch.split(whole.inputs, sizes), torch.split(whole.targets, sizes), tasks, strict=True
+        )
+        shards: dict[int, Shard] = {}
+        for (client_id, part), (inputs, targets, task) in zip(parts.items(), cut, strict=True):
+            shard = Shard(inputs=inputs, targets=targets, tasks=task, indices=part)
+            shards[client_id] = self._told(client_id, split, shard)
+        return shards
+
+    def _told(self, client_id: int | None, split: Split, shard: Shard) -> Shard:
+        """The shard with the labels that the client is told."""
+        if split == "train" and client_id in self.flipped:
+            return replace(shard, targets=self.num_classes - 1 - shard.targets)
+        return shard
 
     def _keep(self, key: tuple[int | None, int, Split], shard: Shard) -> Shard:
-        """The shard as it is handed out, kept for the next time."""
-        if key[2] == "train" and key[0] in self.flipped:
-            shard = replace(shard, targets=self.num_classes - 1 - shard.targets)
+        """Put the shard into the cache for the next time."""
         self._cache[key] = shard
         self._cached_bytes += shard.nbytes + _SHARD_OVERHEAD
         while self._cached_bytes > CACHE_BYTES and len(self._cache) > 1:
@@ -159,3 +187,18 @@ class Scenario(ABC):
         from fedsim.streams import avalanche_scenario
 
         return avalanche_scenario(self, client_id)
+
+
+def _apart(shard: Shard) -> Shard:
+    """The shard in memory of its own: who keeps it keeps nothing else."""
+    return replace(
+        shard,
+        inputs=shard.inputs.clone(),
+        targets=shard.targets.clone(),
+        tasks=None if shard.tasks is None else shard.tasks.clone(),
+    )
+
+
+def _begins_a_line(tensor: Tensor) -> bool:
+    """Whether the tensor begins where one of its own would: rounding depends on that."""
+    return tensor.data_ptr() % _LINE == 0

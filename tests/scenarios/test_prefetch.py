@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+import fedsim
 import fedsim.scenario
 from fedsim.build import build
 from fedsim.config import compose, resolve
@@ -78,6 +79,50 @@ def test_no_more_is_cut_than_there_is_room_for(monkeypatch):
     made.prefetch(range(1, 6), 0, "train")
     assert sizes[1:] == [2 * len(one)]
     assert [key[0] for key in made._cache] == [0, 1, 2]
+
+
+def passing(monkeypatch, kind):
+    """A scenario whose clients the cache has no room for, with the sizes of what it builds."""
+    monkeypatch.setattr(fedsim.scenario, "_FEW", 0)
+    return counting(monkeypatch, kind)
+
+
+@pytest.mark.parametrize("kind", ["many", "flipped"])
+def test_what_would_not_last_is_held_until_the_next_is_cut(monkeypatch, kind):
+    alone = scenario(KINDS[kind])
+    made, sizes = passing(monkeypatch, kind)
+    for ids in ([0, 1, 2], [3, 4, 5], [0, 1, 2]):
+        made.prefetch(ids, 0, "train")
+        cut = len(sizes)
+        for client in ids:
+            want, got = (s.shard(client, 0, "train") for s in (alone, made))
+            assert torch.equal(got.inputs, want.inputs)
+            assert torch.equal(got.targets, want.targets)
+            assert np.array_equal(got.indices, want.indices)
+            assert got.inputs.data_ptr() % 64 == 0
+        assert len(sizes) == cut
+    assert cut == 3
+    assert not made._cache
+    assert [*made._passing[0, "train"]] == [0, 1, 2]
+
+
+def test_few_experiences_are_held_at_a_time(monkeypatch):
+    made, _ = passing(monkeypatch, "data incremental")
+    monkeypatch.setattr(fedsim.scenario, "_PASSING", 2)
+    for experience in range(3):
+        made.prefetch([0, 1], experience, "train")
+    assert [*made._passing] == [(2, "train")]
+
+
+@pytest.mark.parametrize("cohort", ["off", "auto"])
+def test_runs_are_the_same_bits_whether_shards_last_or_not(monkeypatch, tmp_path, cohort):
+    words = ["num_clients=40", "backbone=linear", f"engine.cohort={cohort}", "client=sgd"]
+    words += ["clock.rounds_per_experience=3", *KINDS["many"]]
+    digests = []
+    for few in (8, 0):
+        monkeypatch.setattr(fedsim.scenario, "_FEW", few)
+        digests.append(fedsim.run(" ".join(words), folder=tmp_path / str(few)).summary["digest"])
+    assert digests[0] == digests[1]
 
 
 def test_scenarios_with_shards_of_their_own_are_left_alone():
