@@ -67,7 +67,9 @@ class Runner:
         path = run_dir / "summary.json"
         if not path.exists():
             print(f"  running {' '.join(words)}", file=sys.stderr, flush=True)
+            start = time.perf_counter()
             self.simulate(node, run_dir)
+            print(f"  took {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
         summary: Summary = json.loads(path.read_text(encoding="utf-8"))
         return summary
 
@@ -120,7 +122,7 @@ def known() -> list[str]:
 
 
 def show(name: str, checks: Iterator[Check]) -> int:
-    """Print the checks as a table; returns how many do not hold."""
+    """Print each check as it is made and all as a table; returns how many do not hold."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -128,13 +130,17 @@ def show(name: str, checks: Iterator[Check]) -> int:
     table = Table(title=f"Reproduction: {name}", title_justify="left")
     for column in ("claim", "wanted", "ours", ""):
         table.add_column(column)
-    failed = 0
+    verdicts: list[bool | None] = []
     for check in checks:
         verdict = {True: "holds", False: "FAILS", None: ""}[check.holds]
-        failed += check.holds is False
+        verdicts.append(check.holds)
+        line = f"{check.claim}: {check.ours} (wanted: {check.wanted}) {verdict}"
+        print(line.rstrip(), file=sys.stderr, flush=True)  # a reproduction may take an hour
         cells = (escape(text) for text in (check.claim, check.wanted, check.ours))
         table.add_row(*cells, verdict)
     Console(width=110).print(table)
+    failed = verdicts.count(False)
+    print(f"{verdicts.count(True)} hold, {failed} fail, {verdicts.count(None)} are only reported")
     return failed
 
 

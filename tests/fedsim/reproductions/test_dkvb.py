@@ -1,6 +1,7 @@
 import strategies.dkvb
 from fedsim.reproductions import dkvb
 from fedsim.reproductions.dkvb import Locality, changes
+from fedsim.reproductions.dkvb_images import is_at_hand
 from tests.fedsim.reproductions.test_reproduce import runner
 
 TINY = [
@@ -24,7 +25,10 @@ def answers(ours, probe):
     return summaries
 
 
-def verdicts(tmp_path, summaries, found=LOCAL, *, data=("cifar10", "mnist", "tiny_imagenet")):
+ALL = ("cifar10", "efficientnet_lite0", "mnist", "tiny_imagenet")
+
+
+def verdicts(tmp_path, summaries, found=LOCAL, *, data=ALL):
     made, calls = runner(tmp_path, summaries)
     checks = dkvb.checks(made, locality=lambda *_: found, at_hand=data.__contains__)
     return [check.holds for check in checks], calls
@@ -33,7 +37,7 @@ def verdicts(tmp_path, summaries, found=LOCAL, *, data=("cifar10", "mnist", "tin
 def test_good_numbers_hold_and_every_run_can_be_composed(tmp_path):
     holds, calls = verdicts(tmp_path, answers(0.97, 0.2))
     assert False not in holds
-    assert holds.count(True) == 5 + 1 + 5 + 4 + 4 + 4
+    assert holds.count(True) == 5 + 1 + 8 + 4 + 4 + 4
     seeds = {node["seed"] for node in calls}
     assert seeds == {0, 1}
     assert {node["num_clients"] for node in calls} == {1, 5, 20}
@@ -52,9 +56,13 @@ def test_bad_numbers_fail(tmp_path):
 def test_what_is_not_at_hand_is_left_out(tmp_path):
     holds, calls = verdicts(tmp_path, answers(0.97, 0.2), data=())
     assert holds[-3:] == [None, None, None]
-    assert len(holds) == 5 + 2 + 5 + 4 + 3
+    assert len(holds) == 5 + 2 + 8 + 4 + 3
     names = {str(node["dataset"]) for node in calls}
     assert not any(word in name for name in names for word in ("cifar10", "mnist", "imagenet"))
+    _, calls = verdicts(tmp_path / "c", answers(0.97, 0.2), data=("cifar10",))
+    names = {str(node["dataset"].get("encoder", "")) for node in calls}
+    assert any("fractal_encoder" in name for name in names)
+    assert not any("efficientnet" in name for name in names)
     _, calls = verdicts(tmp_path / "b", answers(0.97, 0.2), data=("mnist",))
     names = {str(node["dataset"]) for node in calls}
     assert any("mnist" in name for name in names)
@@ -63,8 +71,8 @@ def test_what_is_not_at_hand_is_left_out(tmp_path):
 
 def test_data_that_are_not_there_are_not_at_hand(monkeypatch, tmp_path):
     monkeypatch.setenv("FEDSIM_DATA", str(tmp_path))
-    assert not dkvb.is_at_hand("mnist")
-    assert not dkvb.is_at_hand("tiny_imagenet")
+    assert not is_at_hand("mnist")
+    assert not is_at_hand("tiny_imagenet")
 
 
 def test_a_run_changes_fetched_rows_only():
