@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 
 from fedsim.checks import ConfigError, Node
 from fedsim.cohort_plan import CohortSize
+from fedsim.contexts import KeepingGrid
 from fedsim.engine import Drive, check_device
 from fedsim.roster import OrderedGrid, ask_roster
 from fedsim.simulation import Simulation
@@ -68,8 +69,10 @@ class FlowerEngine:
         connect(self.address, num_cpus=self.num_cpus, num_gpus=self.num_gpus)
         backend = Backend(num_cpus=self.num_cpus, num_gpus=self.num_gpus, timeout=self.timeout)
         count = simulation.setting.scenario.num_clients
-        with runtime(backend, node, count, trace=self.raise_errors) as (grid, roster, health):
-            ordered = OrderedGrid(
+        with runtime(backend, node, count, trace=self.raise_errors) as started:
+            grid, roster, contexts, health = started
+            ordered = KeepingGrid(
+                contexts,
                 grid,
                 roster,
                 timeout=None if self.timeout is None else self._patience(backend),

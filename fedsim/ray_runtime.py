@@ -44,6 +44,7 @@ from flwr.superlink.grid import InMemoryGrid
 
 from fedsim.apps import BlockApp, client_app_of
 from fedsim.checks import ConfigError, Node
+from fedsim.contexts import Contexts
 from fedsim.roster import NodeRoster, framed
 
 _RETRIES = 2  # of a message whose process died
@@ -210,7 +211,7 @@ def _last_line(error: Exception) -> str:
 @contextmanager
 def runtime(
     backend: Backend, node: Node, num_clients: int, *, trace: bool
-) -> Iterator[tuple[InMemoryGrid, NodeRoster, "Health"]]:
+) -> Iterator[tuple[InMemoryGrid, NodeRoster, Contexts, "Health"]]:
     """Flower's runtime while the block runs.
 
     Args:
@@ -220,7 +221,8 @@ def runtime(
         trace: Whether a client's error says where it was raised.
 
     Yields:
-        The grid, which node is which client, and whether the runtime still works.
+        The grid, which node is which client, what the clients remember, and whether the runtime
+        still works.
     """
     factory = LinkStateFactory(
         FLWR_IN_MEMORY_DB_NAME, NoOpFederationManager(), ObjectStoreFactory()
@@ -229,20 +231,21 @@ def runtime(
     grid = InMemoryGrid(factory)
     grid.set_run(run)
     client_of = vce_api._register_nodes(num_clients, factory)
-    stores = vce_api._register_node_info_stores(client_of, run)
+    contexts = Contexts(client_of)
+    nodes: Any = contexts  # Flower names a dictionary and asks for one node at a time
     app_fn = partial(_same, Answering(json.dumps(node), trace=trace))
     stop, health = threading.Event(), Health()
 
     def serve() -> None:
         try:
-            vce_api.run_api(app_fn, lambda: backend, client_of, factory, stores, stop, VceMetrics())
+            vce_api.run_api(app_fn, lambda: backend, client_of, factory, nodes, stop, VceMetrics())
         except Exception as error:
             health.error = error
 
     thread = threading.Thread(target=serve, name="flower runtime", daemon=True)
     thread.start()
     try:
-        yield grid, NodeRoster({client: n for n, client in client_of.items()}), health
+        yield grid, NodeRoster({client: n for n, client in client_of.items()}), contexts, health
     finally:
         stop.set()
         backend.terminate()

@@ -132,10 +132,10 @@ class RoundStore:
 
     def commit(self) -> None:
         """A round is over: keep what it wrote."""
-        for client_id, state in self._written.items():
+        written, self._written = self._written, {}  # a client that was too late may write even now
+        for client_id, state in written.items():
             self._inner.put(client_id, state)
-        self.changed |= self._written.keys()
-        self._written = {}
+        self.changed |= written.keys()
 
     def kept(self, client_id: int) -> RecordDict:
         """The client's state at the end of the last round; read only.

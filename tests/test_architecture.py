@@ -10,10 +10,10 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("fedsim", "strategies", "clients", "scenarios")
 EXTENSIONS = {"strategies", "clients", "scenarios"}
 FLOWER = {
-    "apps", "arrays", "averaging", "checkpoint", "course", "engine", "execution", "faults",
-    "flower_engine", "gate", "grid", "intake", "loop", "main", "nursery", "parcels", "ray_runtime",
-    "replies", "results", "roster", "screen", "server_memory", "simulation", "state", "strategy",
-    "wire", "workers", "works",
+    "apps", "arrays", "averaging", "checkpoint", "contexts", "course", "engine", "execution",
+    "faults", "flower_engine", "gate", "grid", "intake", "loop", "main", "nursery", "parcels",
+    "ray_runtime", "replies", "results", "roster", "screen", "server_memory", "simulation", "state",
+    "strategy", "wire", "workers", "works",
 }  # fmt: skip
 HYDRA = {"apps", "build", "config", "main"}
 

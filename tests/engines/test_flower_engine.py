@@ -1,6 +1,7 @@
 """Flower's simulation engine on a Ray cluster of two nodes gives the bits of the run in process."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,11 @@ from fedsim.checks import ConfigError
 from fedsim.config import compose, resolve
 from fedsim.engine import LocalEngine
 from fedsim.flower_engine import FlowerEngine
-from fedsim.main import simulate
+from fedsim.interruption import Interrupted
+from fedsim.main import go_on, simulate
 from fedsim.results import digest
+from fedsim.roster import OrderedGrid
+from fedsim.state import RoundStore
 from tests.engines.methods import METHODS, digest_here, overrides_of
 from tests.engines.processes import BIN, Processes, free_ports, wait_until
 
@@ -57,6 +61,32 @@ def on_ray(cluster, tmp_path, monkeypatch):
 @pytest.mark.parametrize("method", METHODS)
 def test_digest(method, on_ray):
     assert on_ray(*overrides_of(method))["digest"] == digest_here(method)
+
+
+def test_an_interrupted_run_goes_on_with_what_clients_and_strategy_remember(
+    on_ray, tmp_path, monkeypatch
+):
+    exchange, ends = OrderedGrid.send_and_receive, []
+
+    def noted(store, _commit=RoundStore.commit):
+        _commit(store)
+        ends.append(store)
+
+    def stopped(grid, messages, **options):
+        replies = exchange(grid, messages, **options)
+        if len(ends) == 2:  # after the untrained model and round 1: clients have trained again
+            raise Interrupted(signal.SIGINT)
+        return replies
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OrderedGrid, "send_and_receive", stopped)
+        patch.setattr(RoundStore, "commit", noted)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            on_ray(*overrides_of("fedpub"))
+    assert "go on after round 1 with: fedsim resume=" in caught.value.__notes__[0]
+    assert go_on(tmp_path / "there", [])
+    summary = json.loads((tmp_path / "there" / "summary.json").read_text())
+    assert summary["digest"] == digest_here("fedpub")
 
 
 def failing(ways, mark):
