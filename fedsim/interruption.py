@@ -82,3 +82,14 @@ class Interruption:
         self._asked, self._since = signum, now
         if self._depth == 0:
             raise Interrupted(signum)
+
+
+@contextmanager
+def unbroken() -> Iterator[None]:
+    """Imports that a signal waits for: torch swallows one and is left half imported.
+
+    Raises:
+        Interrupted: At the end, if a signal came.
+    """
+    with Interruption() as interruption, interruption.deferred():
+        yield

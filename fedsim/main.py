@@ -18,7 +18,7 @@ from yaml import YAMLError
 
 from fedsim.checks import CONF, ConfigError, Node, VoidRoundError
 from fedsim.config import add_resolvers, explain, forget, resolve
-from fedsim.interruption import Interruption, exit_code
+from fedsim.interruption import Interruption, exit_code, unbroken
 from fedsim.resumption import (
     RunStoppedError,
     asked_for,
@@ -116,6 +116,9 @@ def _run(config: DictConfig) -> float | None:
     except (ConfigError, RunStoppedError, VoidRoundError) as error:
         forget(run_dir)
         sys.exit(f"fedsim: {error}")
+    except KeyboardInterrupt:
+        forget(run_dir)
+        raise
     return None
 
 
@@ -148,16 +151,17 @@ def simulate(
         ConfigError: If the configuration cannot work, or there is no such checkpoint.
         RunStoppedError: If the disk is full.
     """
-    import logging
+    with unbroken():
+        import logging
 
-    from fedsim.build import build, make, save_config
-    from fedsim.checkpoint import Checkpoints
-    from fedsim.checkpoint_origin import find
-    from fedsim.cut import describe
-    from fedsim.eager import keep_compiler_out
-    from fedsim.progress import ProgressBar
-    from fedsim.results import Results, RunExistsError, write_json
-    from fedsim.simulation import package_versions, write_environment
+        from fedsim.build import build, make, save_config
+        from fedsim.checkpoint import Checkpoints
+        from fedsim.checkpoint_origin import find
+        from fedsim.cut import describe
+        from fedsim.eager import keep_compiler_out
+        from fedsim.progress import ProgressBar
+        from fedsim.results import Results, RunExistsError, write_json
+        from fedsim.simulation import package_versions, write_environment
 
     logging.getLogger("flwr").setLevel(logging.ERROR)  # its strategies narrate every round
     keep_compiler_out()

@@ -12,6 +12,7 @@ from rich.table import Table as TerminalTable
 from rich.text import Text
 
 from fedsim.checks import ConfigError
+from fedsim.interruption import unbroken
 
 if TYPE_CHECKING:
     from fedsim.report.plots import Plot
@@ -58,8 +59,9 @@ def preview(overrides: str | Sequence[str] = ()) -> Cut:
 
     words = shlex.split(overrides) if isinstance(overrides, str) else list(overrides)
     node = resolve(compose(words))
-    from fedsim.build import make  # imports torch, so after what may be wrong without it
-    from fedsim.cut import describe
+    with unbroken():
+        from fedsim.build import make  # imports torch, so after what may be wrong without it
+        from fedsim.cut import describe
 
     return describe(make(node, "scenario"), make(node, "clock"))
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from fedsim.checks import ConfigError, Node
 from fedsim.config import compose, resolve
+from fedsim.interruption import unbroken
 
 Summary = Node
 Simulate = Callable[[Node, Path], Summary]
@@ -95,7 +96,8 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="added to every run's configuration")
     args = parser.parse_intermixed_args()  # overrides may stand behind options
     try:
-        module = importlib.import_module(f"fedsim.reproductions.{args.name}")
+        with unbroken():
+            module = importlib.import_module(f"fedsim.reproductions.{args.name}")
     except ModuleNotFoundError as error:
         if error.name != f"fedsim.reproductions.{args.name}":
             raise
@@ -146,8 +148,9 @@ def show(name: str, checks: Iterator[Check]) -> int:
 
 def _simulate(node: Node, run_dir: Path) -> Summary:
     """Make a run, or go on with it if it was interrupted."""
-    from fedsim.checkpoint_files import CheckpointError, manifests
-    from fedsim.main import simulate
+    with unbroken():
+        from fedsim.checkpoint_files import CheckpointError, manifests
+        from fedsim.main import simulate
 
     started = time.perf_counter()
     if manifests(run_dir):

@@ -19,6 +19,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fedsim.checks import ConfigError, Node
+from fedsim.interruption import unbroken
 from fedsim.resumption import RunStoppedError
 
 LEDGER = "ledger.jsonl"
@@ -86,7 +87,8 @@ class Job:
 
     def _simulate(self, node: Node, simulate: Callable[[Node, bool], Entry]) -> Entry:
         """Run the job, from a checkpoint if an interrupted call left one that can be used."""
-        from fedsim.checkpoint_files import CheckpointError, manifests
+        with unbroken():
+            from fedsim.checkpoint_files import CheckpointError, manifests
 
         failed = (self.run_dir / "error.txt").exists()
         if manifests(self.run_dir) and not failed:
