@@ -2,7 +2,8 @@
 
 Where the model is the same for all clients, many small tests are one larger test, whose marks are
 added up client by client. That holds for every client whose ``load`` and ``predict`` give the same
-for all of them; a client whose model is its own is tested alone.
+for all of them; a client whose model is its own is tested alone. Clients that hold graphs may all
+have models of their own, see :mod:`fedsim.cohort_graph_evaluation`.
 """
 
 import logging
@@ -14,8 +15,9 @@ import torch
 from torch import Tensor
 
 from fedsim.arrays import Records
+from fedsim.backbones.graph_base import GraphBackbone
 from fedsim.cohort_kinds import runs_of_alike
-from fedsim.cohort_plan import MAX_BLOCK, CohortSize
+from fedsim.cohort_plan import GRAPH_VALUES, MAX_BLOCK, CohortSize
 from fedsim.cohort_views import BlockDownload, BlockState, Unequal, UnstackableError, is_same
 from fedsim.data import Batch
 from fedsim.scenario import Split
@@ -25,6 +27,7 @@ from fedsim.wire import Download, Upload
 
 if TYPE_CHECKING:  # it is imported by the module that runs clients, which knows them already
     from fedsim.client import Client
+    from fedsim.cohort_graph_evaluation import GraphEvaluation
 
 COURSE = ("evaluate", "measure", "_scores", "score", "on_device")
 EXAMPLES = 512  # of a forward pass, at least; twice as many leave a CPU's cache
@@ -49,16 +52,27 @@ class CohortEvaluation:
         self.reason: str | None = None  # why clients are tested one by one
         self._wanted = size
         self._is_checked = False
+        self._holds_graphs = isinstance(getattr(client.model, "backbone", None), GraphBackbone)
+        self._graphs: GraphEvaluation | None = None
         overridden = [name for name in COURSE if client.overrides(name)]
         if overridden:
             self.decline(f"it overrides {', '.join(overridden)}")
 
     def size(self, down: Download, state: ClientState) -> int:
         """Clients a block at most; one if the client is declined."""
-        del down, state  # every test is worth it
+        del state  # every test is worth it
         if self.reason is not None or self._wanted == "off":
             return 1
-        return self._wanted if isinstance(self._wanted, int) else MAX_BLOCK
+        if isinstance(self._wanted, int):
+            return self._wanted
+        if not self._holds_graphs or down.client_id is None:
+            return MAX_BLOCK
+        try:
+            values = self._of_graphs().values(down.client_id)
+        except UnstackableError as error:
+            self.decline(str(error))
+            return 1
+        return max(1, min(MAX_BLOCK, GRAPH_VALUES // values))
 
     def decline(self, reason: str) -> None:
         """Test one by one from now on."""
@@ -84,17 +98,29 @@ class CohortEvaluation:
             UnstackableError: If the clients cannot be tested at once.
         """
         uploads: list[Upload] = []
-        for places in runs_of_alike(downs):
+        everyone = list(range(len(downs)))
+        for places in [everyone] if self._holds_graphs else runs_of_alike(downs):
             if len(places) == 1:
                 uploads.append(self.client.evaluate(downs[places[0]], states[places[0]]))
                 continue
-            tested = _tested(self.client, [downs[p] for p in places], [states[p] for p in places])
+            tested = self._tested([downs[p] for p in places], [states[p] for p in places])
             if not self._is_checked:
                 alone = self.client.evaluate(downs[places[0]], spare(places[0]))
                 _check(tested[0], alone)
                 self._is_checked = True
             uploads += tested
         return uploads
+
+    def _tested(self, downs: Sequence[Download], states: Sequence[ClientState]) -> list[Upload]:
+        if self._holds_graphs:
+            return self._of_graphs().run(downs, states)
+        return _tested(self.client, downs, states)
+
+    def _of_graphs(self) -> "GraphEvaluation":
+        from fedsim.cohort_graph_evaluation import GraphEvaluation  # it loads torch_geometric
+
+        self._graphs = self._graphs or GraphEvaluation(self.client)
+        return self._graphs
 
 
 @torch.no_grad()

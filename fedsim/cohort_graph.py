@@ -4,6 +4,8 @@ The subgraphs are the blocks of one graph and sparse features the blocks of one 
 stacked, ``[k, ...]``. All of it is on the CPU.
 """
 
+import copy
+import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,6 +62,7 @@ class JointGraph:
         self._features = block_diagonal(sparse) if len(sparse) == len(features) else None
         self._dense = [graph.x for graph in graphs]
         self._rooms: dict[str, Tensor] = {}
+        self._merged: JointGraph | None = None
 
     def room(self, name: str, shape: torch.Size) -> Tensor:
         """Memory for numbers that nobody keeps, the same every round: fresh pages cost time."""
@@ -76,6 +79,17 @@ class JointGraph:
             counts=counts,
             targets=torch.cat(list(targets)),
         )
+
+    def merged(self) -> "JointGraph":
+        """The same nodes as those of one client, for weights ``[1, ...]`` that all share."""
+        if self._merged is None:
+            one = self._merged = copy.copy(self)
+            one.sizes, one.owner, one._rooms = [sum(self.sizes)], torch.zeros_like(self.owner), {}
+            if self._features is None:
+                one._dense = [torch.cat(self._dense)]
+            else:
+                one._features = _one_below_another(self._features, self._dense[0].shape[1])
+        return self._merged
 
     def project(self, weight: Tensor) -> Tensor:
         """Every client's features times its weight, ``[m, d]`` for weights ``[k, d, D]``."""
@@ -243,6 +257,19 @@ def block_diagonal(matrices: Sequence[SparseMatrix]) -> SparseMatrix:
         rows=_diagonal([m.rows for m in matrices]),
         columns=_diagonal([m.columns for m in matrices]),
     )
+
+
+def _one_below_another(diagonal: SparseMatrix, width: int) -> SparseMatrix:
+    """The blocks of a block diagonal matrix, each ``width`` wide, as the rows of one as wide."""
+    rows = diagonal.rows
+    stacked = torch.sparse_csr_tensor(
+        rows.crow_indices(), rows.col_indices() % width, rows.values(), (rows.shape[0], width),
+        check_invariants=False,
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch says that the format is in beta
+        columns = stacked.to_sparse_coo().t().coalesce().to_sparse_csr()  # type: ignore[no-untyped-call]
+    return SparseMatrix(rows=stacked, columns=columns)
 
 
 def _diagonal(parts: Sequence[Tensor]) -> Tensor:
