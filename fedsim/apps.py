@@ -20,7 +20,7 @@ from fedsim.client import Client
 from fedsim.cohort_evaluation import CohortEvaluation
 from fedsim.cohort_plan import Cohort, CohortSize
 from fedsim.cohort_views import UnstackableError
-from fedsim.course import received, tested, tested_block, trained, trained_block
+from fedsim.course import received, tested, tested_block, tested_here, trained, trained_block
 from fedsim.state import ClientState
 from fedsim.wire import NUM_EXAMPLES, Decoded, client_number, round_of, to_download, to_reply
 
@@ -89,6 +89,24 @@ class BlockApp(ClientApp):
         for context, state in zip(contexts, states, strict=True):
             context.state = state
         return replies
+
+    def answer(self, message: Message, context: Context, decoded: Decoded) -> Message:
+        """Call the app for a reply that stays in this process; the message is read in place.
+
+        Args:
+            message: What the client receives.
+            context: The client's.
+            decoded: Contents of messages that were decoded before; filled here.
+        """
+        kind = message.metadata.message_type
+        if kind not in (MessageType.TRAIN, MessageType.EVALUATE):
+            return self(message, context)
+        client = self._client_for(context)
+        down = to_download(message, context, client.setting.clock, decoded)
+        state = ClientState(context.state)
+        if kind == MessageType.TRAIN:
+            return trained(client, message, down, state, travels=False)
+        return tested_here(client, message, down, state)
 
     def prefetch(self, message: Message, context: Context, client_ids: Sequence[int]) -> None:
         """Cut the data of clients that will be trained one after the other, all at once.

@@ -20,7 +20,7 @@ from torch import Tensor
 from fedsim.arrays import Params, to_record
 from fedsim.bundle import Bundle
 from fedsim.grid import LocalGrid
-from fedsim.replies import BlockReply, addressed
+from fedsim.replies import BlockReply, addressed, unread
 from fedsim.wire import NUM_EXAMPLES, SERVER_ROUND
 
 _TYPES = {"train": MessageType.TRAIN, "evaluate": MessageType.EVALUATE}
@@ -33,9 +33,10 @@ def average_blocks(
     if not averages(strategy):
         return strategy.aggregate_train(round_, replies)
     held = list(replies)
-    if not held or not all(isinstance(r, BlockReply) and r.upload is not None for r in held):
+    blocks = [reply for reply in held if isinstance(reply, BlockReply) and unread(reply)]
+    if not held or len(blocks) < len(held):
         return strategy.aggregate_train(round_, held)
-    return _average([reply for reply in held if isinstance(reply, BlockReply)])
+    return _average(blocks)
 
 
 def configured(

@@ -4,7 +4,7 @@ import errno
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from flwr.app import ArrayRecord, Context, Error, Message, MessageType, RecordDict
@@ -14,14 +14,27 @@ from flwr.common.constant import ErrorCode
 from fedsim.apps import BlockApp
 from fedsim.arrays import LocalContent, decoded, fill
 from fedsim.cohort_plan import CohortSize
-from fedsim.replies import BlockReply, addressee
+from fedsim.replies import LocalReply, addressee
 from fedsim.roster import LocalRoster
+from fedsim.wire import Decoded
 from fedsim.works import Done, Shared, States, Work
 
 UserConfig = dict[str, bool | float | int | str]
-Decoded = dict[int, tuple[ArrayRecord, ArrayRecord]]  # by id: a record, kept, and it decoded
 AHEAD = 32  # clients whose data is cut at once, where they are trained one by one
 _LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What was decoded of messages that live at the same time.
+
+    Attributes:
+        contents: For apps that read them in place.
+        records: For apps that get copies of their own; by id a record, kept, and it decoded.
+    """
+
+    contents: Decoded = field(default_factory=Decoded)
+    records: dict[int, tuple[ArrayRecord, ArrayRecord]] = field(default_factory=dict)
 
 
 class Executor:
@@ -53,12 +66,12 @@ class Executor:
         self._declined: set[str] = set()  # types of messages that are answered one by one
         self.most = sys.maxsize  # clients at once that memory has been enough for so far
 
-    def run(self, work: Work, shared: Decoded) -> Done:
+    def run(self, work: Work, shared: Seen) -> Done:
         """Answer the messages at once or, if that is not possible, one by one.
 
         Args:
             work: The messages.
-            shared: Records of these and other messages that were decoded before; filled here.
+            shared: What was decoded before of these and other messages; filled here.
         """
         done = None
         app, reason = self.app, None
@@ -95,7 +108,7 @@ class Executor:
         """
         del shared  # the messages refer to its records
         before = {client: dict(state.items()) for client, state in work.states.items()}
-        done = self.run(work, {})
+        done = self.run(work, Seen())
         if isinstance(self.app, BlockApp):
             for client, state in done.states.items():
                 old = before.get(client, {})
@@ -148,22 +161,25 @@ class Executor:
         middle = len(work.messages) // 2
         whole = Done(replies=[])
         for messages in (work.messages[:middle], work.messages[middle:]):
-            done = self.run(replace(work, messages=messages), {})
+            done = self.run(replace(work, messages=messages), Seen())
             whole.replies += done.replies
             whole.states |= done.states
             whole.declined = whole.declined or done.declined
         return whole
 
-    def _answer(self, message: Message, run_id: int, states: States, shared: Decoded) -> Message:
+    def _answer(self, message: Message, run_id: int, states: States, shared: Seen) -> Message:
         """Run one message and return its reply."""
         client_id = self._roster.client(message.metadata.dst_node_id)
         if not 0 <= client_id < self._roster.num_clients:
             error = Error(ErrorCode.NODE_UNAVAILABLE, f"no client has node id {client_id}")
             return Message(error, reply_to=message)
-        message.content = _own_copy(message.content, shared)
         context = self.context(client_id, run_id, states.get(client_id))
         try:
-            reply = self.app(message, context)
+            if isinstance(self.app, BlockApp):
+                reply = self.app.answer(message, context, shared.contents)
+            else:
+                message.content = _own_copy(message.content, shared.records)
+                reply = self.app(message, context)
         except Exception as error:
             if self._raise_errors:
                 error.add_note(f"raised by client {client_id} in {message.metadata.message_type!r}")
@@ -197,7 +213,7 @@ def _is_same(new: object, old: object) -> bool:
 
 def _finished(reply: Message) -> Message:
     """The reply as strategies read it: arrays decoded."""
-    if reply.has_content() and not isinstance(reply, BlockReply):
+    if reply.has_content() and not isinstance(reply, LocalReply):
         content = LocalContent.of(reply.content)
         for name, record in content.items():
             if isinstance(record, ArrayRecord):
@@ -206,7 +222,9 @@ def _finished(reply: Message) -> Message:
     return reply
 
 
-def _own_copy(content: RecordDict, shared: Decoded) -> RecordDict:
+def _own_copy(
+    content: RecordDict, shared: dict[int, tuple[ArrayRecord, ArrayRecord]]
+) -> RecordDict:
     """A content that one client may change without changing its neighbours'.
 
     Flower's strategies put the same records into every message of a round. The array values stay

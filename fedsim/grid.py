@@ -13,7 +13,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedsim.apps import BlockApp
 from fedsim.cohort_plan import CohortSize
-from fedsim.execution import AHEAD, Decoded, Executor, UserConfig
+from fedsim.execution import AHEAD, Executor, Seen, UserConfig
 from fedsim.replies import DEADLINE, addressee
 from fedsim.roster import FIRST_NODE, LocalRoster
 from fedsim.state import MemoryStore, Store
@@ -198,7 +198,7 @@ class LocalGrid(Grid):
         """Answer blocks until the deadline; each one's first node and its replies."""
         works = self._works(blocks, deadline)
         if self._count == 1 and self._timeout is None:
-            shared: Decoded = {}
+            shared = Seen()
             results: Iterator[tuple[Work, Done]] = (
                 (work, self._executor.run(work, shared)) for work in works
             )

@@ -1,4 +1,4 @@
-"""Replies of clients that were trained at once: most are aggregated without being read one by one.
+"""Replies of clients of this process: most are aggregated without being read one by one.
 
 Flower's constructors check every argument, and a content's records are objects of their own. Here a
 reply's metadata are copied from the message it answers, and its content is made when it is read.
@@ -7,45 +7,38 @@ reply's metadata are copied from the message it answers, and its content is made
 import time
 from typing import Any
 
-from flwr.app import ConfigRecord, Message, Metadata, MetricRecord, RecordDict
+from flwr.app import Message, Metadata, RecordDict
+from torch import Tensor
 
-from fedsim.arrays import LocalContent, fill, to_record
+from fedsim.arrays import LocalContent, fill
 from fedsim.bundle import Row, row_of
-from fedsim.wire import NUM_EXAMPLES, SERVER_ROUND, Upload
+from fedsim.wire import CONFIG, METRICS, NUM_EXAMPLES, SERVER_ROUND, Upload, to_reply_content
 
 DEADLINE = "deadline"  # how the reason of an error begins that says that a client was too slow
 
 
-class BlockReply(Message):
-    """The reply of one client of a block.
+class LocalReply(Message):
+    """The reply of one client.
 
     Args:
         upload: What it says.
-        row: The tensors of the upload.
         message: What it answers.
         round_: The round of that.
     """
 
-    def __init__(self, upload: Upload, row: Row, message: Message, round_: int) -> None:
+    def __init__(self, upload: Upload, message: Message, round_: int) -> None:
         self.__dict__.update(
             _metadata=answering(message.metadata),
             _content=None,
             _error=None,
             _upload=upload,
-            _row=row,
             _round=round_,
         )
 
     @property
     def upload(self) -> Any:
-        """What the reply says, or None if its content has been replaced."""
+        """What the reply says; None once its content was read, for that can be written to."""
         return self.__dict__["_upload"]
-
-    @property
-    def row(self) -> Row:
-        """The tensors of the upload."""
-        row: Row = self.__dict__["_row"]
-        return row
 
     @property
     def round(self) -> int:
@@ -58,7 +51,9 @@ class BlockReply(Message):
         """See Flower's ``Message``."""
         made: RecordDict | None = self.__dict__["_content"]
         if made is None:
-            made = self.__dict__["_content"] = self._made()
+            made = LocalContent()
+            fill(made, to_reply_content(self.upload, self.round))
+            self.__dict__.update(_content=made, _upload=None)
         return made
 
     @content.setter
@@ -71,39 +66,71 @@ class BlockReply(Message):
 
     def num_bytes(self) -> int:
         """Memory that the content takes, as :func:`fedsim.wire.content_bytes` counts it."""
-        row, metrics = self.row, self.upload.metrics  # whose names are those of the whole block
-
-        def measured() -> int:
-            names = [*row, *metrics, NUM_EXAMPLES, SERVER_ROUND]
-            tensors = sum(t.numel() * t.element_size() for t in row.values())
-            return tensors + sum(map(len, names)) + 8 * (len(metrics) + 2)
-
-        return row.bundle.once("bytes", None, measured)
-
-    def _made(self) -> RecordDict:
-        upload = self.upload
-        metrics = {NUM_EXAMPLES: upload.num_examples, **upload.metrics}
-        return fill(
-            LocalContent(),
-            {
-                "arrays": to_record(upload.records["arrays"]),
-                "metrics": fill(MetricRecord(), metrics),
-                "config": fill(ConfigRecord(), {SERVER_ROUND: self.round}),
-            },
-        )
+        metrics = self.upload.metrics
+        names = [*metrics, NUM_EXAMPLES, SERVER_ROUND]
+        numbers = sum(len(v) if isinstance(v, list) else 1 for v in metrics.values()) + 2
+        total = sum(map(len, names)) + 8 * numbers  # every number travels as 64 bits
+        for params in self.upload.records.values():
+            for name, tensor in params.items():
+                total += len(name) + tensor.numel() * tensor.element_size()
+        return total
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuilt, (self.metadata, self.content)
 
 
-def block_reply(upload: Upload, message: Message, round_: int) -> BlockReply | None:
-    """The reply of a client of a block; None if its upload is more than a row and numbers."""
-    row = row_of(upload.records)
-    if row is None:
+class BlockReply(LocalReply):
+    """The reply of one client of a block.
+
+    Args:
+        upload: What it says; its tensors are a row of the block's.
+        message: What it answers.
+        round_: The round of that.
+    """
+
+    @property
+    def row(self) -> Row:
+        """The tensors of the upload."""
+        row: Row = self.upload.records["arrays"]
+        return row
+
+    def num_bytes(self) -> int:
+        """See :meth:`LocalReply.num_bytes`; the names of the metrics are those of the block."""
+        return self.row.bundle.once("bytes", None, super().num_bytes)
+
+
+def unread(reply: Message) -> LocalReply | None:
+    """The reply, if what it says is known without reading its content."""
+    return reply if isinstance(reply, LocalReply) and reply.upload is not None else None
+
+
+def local_reply(upload: Upload, message: Message, round_: int) -> LocalReply | None:
+    """The reply of a client; None if Flower's own constructors must judge whether it may be sent.
+
+    Args:
+        upload: What it says.
+        message: What it answers.
+        round_: The round of that.
+    """
+    if not all(map(_is_number, upload.metrics.values())) or not _is_number(upload.num_examples):
         return None
-    if any(type(value) not in (int, float) for value in upload.metrics.values()):
-        return None
-    return BlockReply(upload, row, message, round_)
+    if row_of(upload.records) is not None:
+        plain = all(type(value) is not list for value in upload.metrics.values())
+        return (BlockReply if plain else LocalReply)(upload, message, round_)
+    for record, params in upload.records.items():
+        if record in (METRICS, CONFIG) or type(params) is not dict:
+            return None
+        if not all(type(n) is str and isinstance(t, Tensor) for n, t in params.items()):
+            return None
+    return LocalReply(upload, message, round_)
+
+
+def _is_number(value: object) -> bool:
+    """Whether it is a number, or several of the same type."""
+    if isinstance(value, list):
+        kinds = set(map(type, value))
+        return len(kinds) == 1 and kinds <= {int, float}
+    return type(value) is float or type(value) is int
 
 
 def addressee(message: Message) -> int:

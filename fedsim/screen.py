@@ -13,7 +13,7 @@ from fedsim.arrays import LocalContent, Params, Records, fill, to_params, to_rec
 from fedsim.bundle import Row, row_of
 from fedsim.forms import Fault, Form, Sizes, check, fields_of
 from fedsim.gate import Gate, floats, is_finite, squared_norm, weight_fault
-from fedsim.replies import DEADLINE, BlockReply
+from fedsim.replies import DEADLINE, LocalReply, unread
 from fedsim.wire import Upload, content_bytes, round_of, to_upload
 
 MODEL_RECORDS = ("arrays", "base", "decoder")  # weights: what changed in them is the update
@@ -71,17 +71,17 @@ class Screen:
         if client in self._answered:
             return Fault("duplicate", "a second reply in the same round")
         self._answered.add(client)
-        block = reply if isinstance(reply, BlockReply) and reply.upload is not None else None
-        if block is None and reply.has_error():
+        local = unread(reply)
+        if local is None and reply.has_error():
             return _failure(reply.error)
-        size = content_bytes(reply.content) if block is None else block.num_bytes()
+        size = content_bytes(reply.content) if local is None else local.num_bytes()
         if size > self._gate.max_bytes:
             return Fault("size", f"{size} bytes, gate.max_bytes is {self._gate.max_bytes}")
-        answered = round_of(reply.content) if block is None else block.round
+        answered = round_of(reply.content) if local is None else local.round
         if answered not in (None, self._round):
             return Fault("stale", f"a reply to round {answered} in round {self._round}")
-        if block is not None:
-            upload: Upload = block.upload
+        if local is not None:
+            upload: Upload = local.upload
             return upload
         measured = sum(isinstance(record, MetricRecord) for record in reply.content.values())
         if measured != 1:
@@ -131,7 +131,7 @@ class Screen:
             if self._gate.policy != "clip":
                 return Fault("norm", f"the update's norm is {norm:.4g}, gate.max_norm is {bound:g}")
             upload = self._clipped(upload, bound / norm)
-        is_plain = isinstance(reply, BlockReply) or isinstance(reply.content, LocalContent)
+        is_plain = isinstance(reply, LocalReply) or isinstance(reply.content, LocalContent)
         if clipped or not is_plain:
             reply.content = _with_records(reply.content, upload.records)
         return Arrival(

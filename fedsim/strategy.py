@@ -14,6 +14,7 @@ from fedsim.clock import Clock, Tick
 from fedsim.forms import Form
 from fedsim.matrices import Matrix
 from fedsim.metrics import mean_numbers
+from fedsim.replies import unread
 from fedsim.roster import Roster
 from fedsim.sampling import Sampler
 from fedsim.wire import SERVER_ROUND, Config, Metrics, Upload, to_upload
@@ -178,7 +179,9 @@ class Strategy(FlowerStrategy, Generic[S]):
         _, roster = self._bound()
         for reply in replies:
             if reply.has_content():
-                yield to_upload(reply, roster.client(reply.metadata.src_node_id))
+                local = unread(reply)
+                client_id = roster.client(reply.metadata.src_node_id)
+                yield to_upload(reply, client_id) if local is None else local.upload
 
     def _bound(self) -> tuple[Clock, Roster]:
         if self._clock is None or self._roster is None:

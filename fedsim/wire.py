@@ -30,6 +30,7 @@ Metrics = dict[str, int | float | list[float]]
 
 NUM_EXAMPLES = "num-examples"  # the key by which Flower's strategies weigh
 SERVER_ROUND = "server-round"  # the key under which Flower's strategies send the round
+METRICS, CONFIG = "metrics", "config"  # what is not tensors in a message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +71,7 @@ class Upload:
 def to_content(download: Download) -> RecordDict:
     """Message content of a download."""
     content = RecordDict({name: to_record(params) for name, params in download.records.items()})
-    content["config"] = ConfigRecord({**download.config, SERVER_ROUND: download.tick.round})
+    content[CONFIG] = ConfigRecord({**download.config, SERVER_ROUND: download.tick.round})
     return content
 
 
@@ -135,22 +136,29 @@ def to_download(
     if not isinstance(round_, int):
         raise ValueError(f"the message needs an integer {SERVER_ROUND!r}, got {round_!r}")
     tick = clock.at(round_, client_id)
-    return Download(client_id=client_id, tick=tick, records=records, config=config)
+    return Download(client_id=client_id, tick=tick, records=records, config=dict(config))
 
 
 def to_reply(upload: Upload, message: Message) -> Message:
     """The reply that carries an upload, and the round that it answers."""
+    content = to_reply_content(upload, round_of(message.content))
+    return Message(fill(RecordDict(), content), reply_to=message)
+
+
+def to_reply_content(upload: Upload, round_: int | None) -> dict[str, Any]:
+    """The records of a reply, by name.
+
+    Args:
+        upload: What they carry.
+        round_: The round of the message that is answered; None if it does not say.
+    """
     metrics: Metrics = {NUM_EXAMPLES: upload.num_examples, **upload.metrics}
     plain = all(type(value) in (int, float) for value in metrics.values())
-    measured = fill(MetricRecord(), metrics) if plain else MetricRecord({**metrics})
-    content: dict[str, ArrayRecord | MetricRecord | ConfigRecord] = {
-        name: to_record(params) for name, params in upload.records.items()
-    }
-    content["metrics"] = measured
-    round_ = round_of(message.content)
+    content: dict[str, Any] = {name: to_record(params) for name, params in upload.records.items()}
+    content[METRICS] = fill(MetricRecord(), metrics) if plain else MetricRecord({**metrics})
     if round_ is not None:
-        content["config"] = fill(ConfigRecord(), {SERVER_ROUND: round_})
-    return Message(fill(RecordDict(), content), reply_to=message)
+        content[CONFIG] = fill(ConfigRecord(), {SERVER_ROUND: round_})
+    return content
 
 
 def to_upload(reply: Message, client_id: int) -> Upload:
@@ -193,7 +201,7 @@ def round_of(content: RecordDict) -> int | None:
 def restamped(content: RecordDict, round_: int) -> RecordDict:
     """The content, saying that it belongs to another round."""
     new = fill(RecordDict(), dict(content))
-    new["config"] = ConfigRecord({SERVER_ROUND: round_})
+    new[CONFIG] = ConfigRecord({SERVER_ROUND: round_})
     return new
 
 

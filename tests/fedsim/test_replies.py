@@ -1,6 +1,7 @@
-"""Replies of blocks say what other replies say, and averaging them is averaging."""
+"""Replies that stay in the process say what others say, and averaging blocks is averaging."""
 
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,11 +11,11 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedProx
 from fedsim.apps import client_app_of
 from fedsim.arrays import to_params
 from fedsim.averaging import average_blocks, averages, configured
-from fedsim.bundle import Bundle, row_of
+from fedsim.bundle import Bundle
 from fedsim.gate import squared_norm
 from fedsim.grid import LocalGrid
 from fedsim.loop import flower_sampling
-from fedsim.replies import BlockReply, block_reply
+from fedsim.replies import BlockReply, LocalReply, local_reply, unread
 from fedsim.wire import Upload, content_bytes, round_of, to_reply, to_upload
 from strategies.mean import Mean
 from tests.fedsim.builders import first_arrays, small_client, small_loop, small_setting
@@ -56,7 +57,7 @@ def asked(client):
 def pair(upload):
     """The same reply made in both ways."""
     message = asked(upload.client_id)
-    return block_reply(upload, message, ROUND), to_reply(upload, message)
+    return local_reply(upload, message, ROUND), to_reply(upload, message)
 
 
 def test_a_bundle_hands_out_rows_in_the_order_of_the_names():
@@ -80,47 +81,83 @@ def test_only_the_row_that_is_not_finite_shows(value):
     assert finite == [True, False, True]
 
 
-def test_a_block_reply_reads_like_any_other():
-    for upload in uploads():
-        ours, theirs = pair(upload)
-        for name in ("run_id", "message_id", "src_node_id", "dst_node_id", "reply_to_message_id",
-                     "group_id", "message_type", "src_task_id", "dst_task_id"):  # fmt: skip
-            assert getattr(ours.metadata, name) == getattr(theirs.metadata, name), name
-        assert ours.metadata.ttl == pytest.approx(theirs.metadata.ttl, abs=1.0)
-        assert ours.has_content()
-        assert not ours.has_error()
-        assert ours.num_bytes() == content_bytes(theirs.content) == content_bytes(ours.content)
-        assert ours.round == round_of(theirs.content)
-        assert list(ours.content) == list(theirs.content)
-        assert ours.content["metrics"] == theirs.content["metrics"]
-        assert ours.content["config"] == theirs.content["config"]
-        got, want = (to_params(r.content["arrays"]) for r in (ours, theirs))
+def variants():
+    """Uploads of one client of a block, and of clients that were run one by one."""
+    (row, *_) = uploads()
+    tensors = dict(row.records["arrays"])
+    more = {"arrays": tensors, "protos": {"sums": torch.ones(2, 3, dtype=torch.float64)}}
+    return {
+        "row": row,
+        "alone": replace(row, records={"arrays": tensors}),
+        "several records": replace(row, records=more, num_examples=2.5),
+        "nothing": replace(row, records={}, num_examples=0, metrics={}),
+        "lists": replace(row, metrics={"accuracy": [0.5, float("nan")], "examples": [3, 4]}),
+    }
+
+
+@pytest.mark.parametrize("kind", variants())
+def test_a_local_reply_reads_like_any_other(kind):
+    upload = variants()[kind]
+    ours, theirs = pair(upload)
+    assert unread(ours).upload is upload
+    assert isinstance(ours, BlockReply) == (kind == "row")
+    for name in ("run_id", "message_id", "src_node_id", "dst_node_id", "reply_to_message_id",
+                 "group_id", "message_type", "src_task_id", "dst_task_id"):  # fmt: skip
+        assert getattr(ours.metadata, name) == getattr(theirs.metadata, name), name
+    assert ours.metadata.ttl == pytest.approx(theirs.metadata.ttl, abs=1.0)
+    assert ours.has_content()
+    assert not ours.has_error()
+    assert ours.round == round_of(theirs.content)
+    assert ours.num_bytes() == content_bytes(theirs.content) == content_bytes(ours.content)
+    assert unread(ours) is None  # somebody may write to it now
+    assert list(ours.content) == list(theirs.content)
+    assert repr(ours.content["metrics"]) == repr(theirs.content["metrics"])
+    assert ours.content["config"] == theirs.content["config"]
+    for record in ours.content.array_records:
+        got, want = (to_params(r.content[record]) for r in (ours, theirs))
+        assert list(got) == list(want)
         assert all(torch.equal(got[n], want[n]) for n in want)
+    ours.content["metrics"]["num-examples"] = 77
+    assert to_upload(ours, 5).num_examples == 77
+    assert to_upload(ours, 5).client_id == 5
 
 
 def test_a_new_content_is_all_that_counts():
     reply, _ = pair(uploads()[0])
     reply.content = RecordDict()
-    assert reply.upload is None
+    assert unread(reply) is None
     assert len(reply.content) == 0
 
 
-def test_a_block_reply_leaves_the_process_as_a_plain_one():
-    (upload, *_) = uploads()
+@pytest.mark.parametrize("kind", ["row", "alone"])
+def test_a_local_reply_leaves_the_process_as_a_plain_one(kind):
+    upload = variants()[kind]
     copy = pickle.loads(pickle.dumps(pair(upload)[0]))
     assert type(copy) is Message
     assert to_upload(copy, 0).num_examples == upload.num_examples
     assert torch.equal(to_upload(copy, 0).records["arrays"]["w"], upload.records["arrays"]["w"])
 
 
-def test_other_uploads_make_other_replies():
-    (upload, *_) = uploads()
-    lists = Upload(client_id=0, num_examples=1, records=upload.records, metrics={"a": [1.0]})
-    more = Upload(client_id=0, num_examples=1, records={**upload.records, "b": {}}, metrics={})
-    copied = Upload(client_id=0, num_examples=1, records={"arrays": dict(upload.records["arrays"])})
-    assert row_of(upload.records) is upload.records["arrays"]
-    for other in (lists, more, copied):
-        assert block_reply(other, asked(0), ROUND) is None
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"num_examples": True},
+        {"num_examples": None},
+        {"metrics": {"a": True}},
+        {"metrics": {"a": "b"}},
+        {"metrics": {"a": []}},
+        {"metrics": {"a": [1, 0.5]}},
+        {"records": {"metrics": {}}},
+        {"records": {"config": {}}},
+        {"records": {"arrays": {"w": [1.0]}}},
+        {"records": {"arrays": {1: torch.ones(1)}}},
+        {"records": {"arrays": None}},
+    ],
+    ids=str,
+)
+def test_what_flower_must_judge_makes_no_local_reply(other):
+    upload = replace(variants()["alone"], **other)
+    assert local_reply(upload, asked(0), ROUND) is None
 
 
 def test_averaging_blocks_is_flowers_averaging():
@@ -161,6 +198,7 @@ def test_a_strategy_of_its_own_gets_the_messages():
         log for log, _ in small_loop(strategy, client, grid=grid).run(first_arrays(client.setting))
     ]
     assert any(isinstance(reply, BlockReply) for reply in seen)  # those of equal length
+    assert all(isinstance(reply, LocalReply) for reply in seen)
     assert len(seen) == 9 * (len(logs) - 1)
     assert "arrays" in seen[0].content.array_records
 
