@@ -9,6 +9,7 @@ run config, and build their parts once per process::
 import shlex
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 from flwr.app import ArrayRecord, Context, Message, MessageType, MetricRecord, RecordDict
@@ -103,6 +104,7 @@ class BlockApp(ClientApp):
             return self(message, context)
         client = self._client_for(context)
         down = to_download(message, context, client.setting.clock, decoded)
+        down = replace(down, config={**down.config})  # others' are the same object
         state = ClientState(context.state)
         if kind == MessageType.TRAIN:
             return trained(client, message, down, state, travels=False)

@@ -14,6 +14,7 @@ from fedsim.arrays import LocalContent, fill
 from fedsim.bundle import Row, row_of
 from fedsim.wire import CONFIG, METRICS, NUM_EXAMPLES, SERVER_ROUND, Upload, to_reply_content
 
+_NUMBER = (float, int)  # and no other type, such as bool
 DEADLINE = "deadline"  # how the reason of an error begins that says that a client was too slow
 
 
@@ -112,10 +113,15 @@ def local_reply(upload: Upload, message: Message, round_: int) -> LocalReply | N
         message: What it answers.
         round_: The round of that.
     """
-    if not all(map(_is_number, upload.metrics.values())) or not _is_number(upload.num_examples):
+    if type(upload.num_examples) not in _NUMBER:
         return None
+    plain = True
+    for value in upload.metrics.values():
+        if type(value) not in _NUMBER:
+            plain = False
+            if not _is_series(value):
+                return None
     if row_of(upload.records) is not None:
-        plain = all(type(value) is not list for value in upload.metrics.values())
         return (BlockReply if plain else LocalReply)(upload, message, round_)
     for record, params in upload.records.items():
         if record in (METRICS, CONFIG) or type(params) is not dict:
@@ -125,12 +131,10 @@ def local_reply(upload: Upload, message: Message, round_: int) -> LocalReply | N
     return LocalReply(upload, message, round_)
 
 
-def _is_number(value: object) -> bool:
-    """Whether it is a number, or several of the same type."""
-    if isinstance(value, list):
-        kinds = set(map(type, value))
-        return len(kinds) == 1 and kinds <= {int, float}
-    return type(value) is float or type(value) is int
+def _is_series(value: object) -> bool:
+    """Whether it is several numbers of the same type."""
+    kinds = set(map(type, value)) if isinstance(value, list) else set()
+    return len(kinds) == 1 and kinds.issubset(_NUMBER)
 
 
 def addressee(message: Message) -> int:

@@ -136,7 +136,7 @@ def to_download(
     if not isinstance(round_, int):
         raise ValueError(f"the message needs an integer {SERVER_ROUND!r}, got {round_!r}")
     tick = clock.at(round_, client_id)
-    return Download(client_id=client_id, tick=tick, records=records, config=dict(config))
+    return Download(client_id=client_id, tick=tick, records=records, config=config)
 
 
 def to_reply(upload: Upload, message: Message) -> Message:
