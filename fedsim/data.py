@@ -81,6 +81,11 @@ class Dataset:
         test: Test examples.
         num_classes: Number of classes ``K``; targets lie in ``[0, K)``.
         class_names: Name of every class, or empty.
+
+    Raises:
+        TypeError: If inputs or targets are no tensors, or of a type that models cannot take.
+        ValueError: If the lengths of inputs, targets and groups differ, a target is no class, or
+            an input is NaN or infinite.
     """
 
     name: str
@@ -88,6 +93,89 @@ class Dataset:
     test: Examples
     num_classes: int
     class_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for split, examples in (("train", self.train), ("test", self.test)):
+            where = f"data set {self.name}, {split}"
+            check_targets(examples.targets, self.num_classes, where)
+            groups = getattr(examples, "groups", None)
+            if groups is not None and len(groups) != len(examples.targets):
+                raise ValueError(
+                    f"{where}: {len(groups)} groups for {len(examples.targets)} targets"
+                )
+            if isinstance(examples, TensorExamples):
+                _check_inputs(examples, where)
+        if len(self.train.targets) == 0:
+            raise ValueError(f"data set {self.name} has no training examples")
+        if self.class_names and len(self.class_names) != self.num_classes:
+            raise ValueError(
+                f"data set {self.name}: {len(self.class_names)} class names for"
+                f" {self.num_classes} classes"
+            )
+
+
+def check_targets(targets: Tensor, num_classes: int, where: str) -> None:
+    """See to it that every target is the number of a class.
+
+    Args:
+        targets: To be int64 ``[N]``, in ``[0, K)``.
+        num_classes: ``K``.
+        where: Begins the text of an error.
+
+    Raises:
+        TypeError: If they are no int64 tensor.
+        ValueError: If they have more than one dimension, or one is out of range.
+    """
+    if not isinstance(targets, Tensor) or targets.dtype != torch.int64:
+        got = targets.dtype if isinstance(targets, Tensor) else type(targets).__name__
+        raise TypeError(f"{where}: targets must be a tensor of int64, got {got}; try .long()")
+    if targets.dim() != 1:
+        raise ValueError(
+            f"{where}: targets must be one class number per example, shape (N,); got"
+            f" {tuple(targets.shape)}"
+        )
+    if len(targets) and (targets.min() < 0 or targets.max() >= num_classes):
+        raise ValueError(
+            f"{where}: num_classes is {num_classes}, so targets must lie in [0, {num_classes - 1}];"
+            f" they go from {targets.min()} to {targets.max()}"
+        )
+
+
+def check_finite(values: Tensor, where: str) -> None:
+    """Raise ValueError if a value is NaN or infinite.
+
+    A sum is not finite if a value is not, and takes no memory; only then every value is looked at.
+    """
+    for rows in values.split(4096):  # type: ignore[no-untyped-call]
+        if not torch.isfinite(rows.sum()) and not torch.isfinite(rows).all():
+            raise ValueError(f"{where}: inputs hold NaN or infinity")
+
+
+def _check_inputs(examples: TensorExamples, where: str) -> None:
+    inputs = examples.inputs
+    if not isinstance(inputs, Tensor) or inputs.dtype not in (torch.float32, torch.uint8):
+        got = inputs.dtype if isinstance(inputs, Tensor) else type(inputs).__name__
+        raise TypeError(
+            f"{where}: inputs must be a tensor of float32, or of uint8 for images, got {got}"
+        )
+    if len(inputs) != len(examples.targets):
+        raise ValueError(f"{where}: {len(inputs)} inputs for {len(examples.targets)} targets")
+    if inputs.dtype == torch.uint8:
+        _check_images(inputs, where)
+    else:
+        check_finite(inputs, where)
+
+
+def _check_images(inputs: Tensor, where: str) -> None:
+    """Bytes are scaled as images, so images they must be, channels before rows and columns."""
+    shape = tuple(inputs.shape)
+    if len(shape) != 4:
+        raise ValueError(f"{where}: uint8 inputs must be images of shape (N, C, H, W), got {shape}")
+    if shape[3] in (1, 3, 4) and shape[1] > 4:
+        raise ValueError(
+            f"{where}: uint8 images must have the shape (N, C, H, W); {shape} looks like"
+            " (N, H, W, C), which inputs.permute(0, 3, 1, 2) turns round"
+        )
 
 
 class Batch(NamedTuple):

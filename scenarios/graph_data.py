@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from fedsim.data import check_finite, check_targets
 from fedsim.seeding import generator
 
 if TYPE_CHECKING:  # torch_geometric takes two seconds to import
@@ -31,6 +32,11 @@ class GraphDataset:
         class_names: Name of every class, or empty.
         groups: Graph every node comes from, int64 ``[N]``, or None for a single graph.
         group_names: Name of every group, or empty.
+
+    Raises:
+        TypeError: If features or classes are of a type that models cannot take.
+        ValueError: If a class or the end of a link does not exist, features are missing or not
+            finite, or there are more or fewer of something than nodes.
     """
 
     name: str
@@ -39,6 +45,29 @@ class GraphDataset:
     class_names: tuple[str, ...] = ()
     groups: Tensor | None = None
     group_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        x, y, links, where = self.data.x, self.data.y, self.data.edge_index, f"graph {self.name}"
+        if not all(isinstance(part, Tensor) for part in (x, y, links)):
+            raise TypeError(f"{where} needs tensors x, y and edge_index; a Preparation makes them")
+        check_targets(y, self.num_classes, where)
+        if x.dtype != torch.float32 or x.dim() != 2:
+            raise TypeError(
+                f"{where}: x must be float32 of shape (N, D), got {x.dtype} {tuple(x.shape)}"
+            )
+        check_finite(x, where)
+        if len(x) != len(y) or (self.groups is not None and len(self.groups) != len(y)):
+            groups = "no" if self.groups is None else len(self.groups)
+            raise ValueError(f"{where}: {len(y)} classes y, {len(x)} rows of x, {groups} groups")
+        if links.dtype != torch.int64 or links.dim() != 2 or len(links) != 2:
+            raise ValueError(
+                f"{where}: edge_index must be int64 of shape (2, L), got {links.dtype}"
+                f" {tuple(links.shape)}"
+            )
+        if links.numel() and (links.min() < 0 or links.max() >= len(y)):
+            raise ValueError(
+                f"{where}: edge_index names nodes {links.min()} to {links.max()} of {len(y)}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,8 @@
 import numpy as np
+import pytest
 import torch
 
-from fedsim.data import Shard, TensorExamples
+from fedsim.data import Dataset, Shard, TensorExamples
 
 
 def shard(n=5, tasks=None):
@@ -57,3 +58,35 @@ def test_zero_is_one_full_batch_and_nothing_is_none():
 def test_memory_of_a_shard():
     assert len(shard(3)) == 3
     assert shard(3).nbytes == 12
+
+
+def dataset(inputs=None, targets=None, num_classes=3, **kwargs):
+    inputs = torch.zeros(4, 2) if inputs is None else inputs
+    targets = torch.tensor([0, 1, 2, 0]) if targets is None else targets
+    part = TensorExamples(inputs=inputs, targets=targets)
+    return Dataset(name="own", train=part, test=part, num_classes=num_classes, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"targets": torch.tensor([1, 2, 3, 1])}, r"must lie in \[0, 2\]; they go from 1 to 3"),
+        ({"targets": torch.zeros(4, dtype=torch.int32)}, "int64, got torch.int32"),
+        ({"targets": torch.eye(4, dtype=torch.int64)}, r"one class number per example.*\(4, 4\)"),
+        ({"targets": torch.tensor([0, 1, 2])}, "4 inputs for 3 targets"),
+        ({"inputs": torch.zeros(4, 2).double()}, "got torch.float64"),
+        ({"inputs": np.zeros((4, 2))}, "got ndarray"),
+        ({"inputs": torch.tensor([[0.0], [1.0], [float("nan")], [1.0]])}, "NaN or infinity"),
+        ({"inputs": torch.zeros(4, 8, 8, 3, dtype=torch.uint8)}, r"permute\(0, 3, 1, 2\)"),
+        ({"inputs": torch.zeros(4, 8, dtype=torch.uint8)}, r"shape \(N, C, H, W\), got \(4, 8\)"),
+        ({"class_names": ("a", "b")}, "2 class names for 3 classes"),
+    ],
+)
+def test_a_data_set_that_no_model_can_learn_from_is_refused_at_once(wrong, words):
+    assert dataset().num_classes == 3
+    with pytest.raises((TypeError, ValueError), match=words):
+        dataset(**wrong)
+
+
+def test_a_large_sum_of_finite_inputs_is_no_infinity():
+    assert dataset(inputs=torch.full((4, 1), 3e38)).num_classes == 3

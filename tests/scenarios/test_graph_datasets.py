@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch_geometric.data import Data, HeteroData
 
-from scenarios.graph_data import Preparation, node_classification, union
+from scenarios.graph_data import GraphDataset, Preparation, node_classification, union
 from scenarios.graph_datasets import digits_graph, networkx_graph, npz, ogbn, pyg, pyg_object
 from scenarios.graph_files import COLLECTIONS, load_collection
 
@@ -293,3 +293,27 @@ def test_twitch_countries_are_groups(tmp_path):
     assert dataset.group_names == ("ES", "FR")
     assert torch.bincount(dataset.groups).tolist() == [4648, 6549]
     assert list(tmp_path.iterdir()) == []  # nothing was fetched
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"x": None}, "needs tensors x, y and edge_index"),
+        ({"x": torch.zeros(3, 2).double()}, r"x must be float32 .* got torch.float64"),
+        ({"x": torch.full((3, 2), float("nan"))}, "NaN or infinity"),
+        ({"x": torch.zeros(4, 2)}, "3 classes y, 4 rows of x"),
+        ({"y": torch.tensor([0, 1, 2])}, r"must lie in \[0, 1\]"),
+        ({"y": torch.tensor([[0], [1], [0]])}, r"shape \(N,\); got \(3, 1\)"),
+        ({"edge_index": torch.tensor([[0, 1], [1, 3]])}, "names nodes 0 to 3 of 3"),
+        ({"edge_index": torch.tensor([[0, 1, 2], [1, 0, 1], [0, 0, 0]])}, r"shape \(2, L\)"),
+    ],
+)
+def test_an_own_graph_that_no_model_can_learn_from_is_refused_at_once(wrong, words):
+    parts = {
+        "x": torch.zeros(3, 2),
+        "y": torch.tensor([0, 1, 0]),
+        "edge_index": torch.tensor([[0, 1], [1, 2]]),
+    }
+    assert GraphDataset(name="own", data=Data(**parts), num_classes=2).num_classes == 2
+    with pytest.raises((TypeError, ValueError), match=words):
+        GraphDataset(name="own", data=Data(**{**parts, **wrong}), num_classes=2)
