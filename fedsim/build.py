@@ -1,5 +1,6 @@
 """From a resolved configuration to the objects it names."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -12,9 +13,11 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch.nn import Parameter
 
+from fedsim.arguments import check_arguments
 from fedsim.checks import ConfigError, Node
 from fedsim.client import Client, Setting, initial_model
 from fedsim.cut import GraphCut
+from fedsim.data import Dataset
 from fedsim.model import Model
 from fedsim.modes import in_mode
 from fedsim.running import POLICIES, RunningStatistics, running_statistics
@@ -27,14 +30,21 @@ def make(node: Node, name: str) -> Any:
     """Instantiate one part of the configuration.
 
     Raises:
-        ConfigError: If the part refuses its arguments; the text names the part.
+        ConfigError: If the part refuses its arguments; the text names the part or the key.
     """
     try:
-        return instantiate(node[name], _convert_="all")
+        with warnings.catch_warnings():
+            # what PyTorch Geometric does to itself when it is imported is not the user's business
+            warnings.filterwarnings("ignore", "`torch.jit.script`", FutureWarning)
+            check_arguments(node, name)
+            return instantiate(node[name], _convert_="all")
     except InstantiationException as error:
         cause = error.__cause__ or error
         if isinstance(cause, ValueError | TypeError | OSError | ImportError | RuntimeError):
             raise ConfigError(f"{name}: {_first_cause(cause)}") from error
+        if isinstance(cause, AttributeError | LookupError):  # a part of another kind was given
+            words = f"{type(cause).__name__}: {cause}"
+            raise ConfigError(f"{name}: {node[name].get('_target_')} raised {words}") from error
         raise
 
 
@@ -76,6 +86,10 @@ def build(node: Node) -> Simulation:
         setting = with_running(setting, node["batch_statistics"], whole=whole)
         made: Client = client(setting)
         made.training.optimizer([Parameter(torch.zeros(1))])  # so that it refuses its options now
+        if made.training.epochs == 0 and not made.overrides("train", "fit", "batches"):
+            raise ValueError("training.epochs=0 would train nothing; give it at least 1")
+        if isinstance(getattr(scenario, "dataset", None), Dataset):  # else a graph
+            check_backbone(made.model, scenario.input_shape, device)
         return Simulation(
             setting=setting,
             client=made,
@@ -114,6 +128,35 @@ def with_running(setting: Setting, policy: Any, *, whole: bool = False) -> Setti
             f"batch_statistics={policy}, but the model has no batch normalisation; use average"
         )
     return replace(setting, running=RunningStatistics(policy=policy, initial=initial))
+
+
+@torch.no_grad()
+def check_backbone(model: Model, input_shape: tuple[int, ...], device: str) -> None:
+    """See to it that the backbone takes the data and gives as many features as it says.
+
+    Args:
+        model: Backbone and head; left in training mode.
+        input_shape: Of one example.
+        device: Where the model is.
+
+    Raises:
+        ValueError: If it does not; the text says what came in and out.
+    """
+    name = type(model.backbone).__name__
+    model.eval()
+    try:
+        found = tuple(model.features(torch.zeros((2, *input_shape), device=device)).shape)
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise ValueError(
+            f"the backbone ({name}) does not take inputs of shape {(2, *input_shape)}: {error}"
+        ) from error
+    finally:
+        model.train()
+    if found != (2, model.num_features):
+        raise ValueError(
+            f"the backbone ({name}) says num_features={model.num_features} and gives features of"
+            f" shape {found} for two examples; expected {(2, model.num_features)}"
+        )
 
 
 def save_config(node: Mapping[str, Any], run_dir: Path) -> None:

@@ -7,7 +7,8 @@ choice needs, some other choice must provide.
 
 ``facts`` are numbers that are known without loading: of a data set its ``classes``, ``train``
 examples and ``shape``; of a backbone the ``smallest`` image side it takes; of a scenario that it
-``cuts: classes``; of a partition that it ``shares`` examples between clients.
+``cuts: classes``; of a partition that it ``shares`` examples between clients; of a strategy that a
+round needs ``clients_each`` times the attackers, and three.
 """
 
 from collections.abc import Mapping
@@ -36,6 +37,8 @@ def check(node: Node) -> None:
     _check_numbers(node)
     _check_time(node)
     _check_facts(node)
+    _check_malicious(node)
+    _check_use(node)
 
 
 def _check_needs(node: Node) -> None:
@@ -73,6 +76,9 @@ def _check_numbers(node: Node) -> None:
         if not isinstance(value, int | float) or not 0 <= value <= 1 or (value == 0 and not zero):
             low = "at least 0" if zero else "above 0"
             raise ConfigError(f"{key} must be {low} and at most 1, got {value}")
+    for key in ("server_evaluation", "overwrite", "progress"):
+        if not isinstance(node[key], bool):
+            raise ConfigError(f"{key} must be true or false, got {node[key]}")
 
 
 def _check_time(node: Node) -> None:
@@ -109,6 +115,38 @@ def _check_facts(node: Node) -> None:
             f"the backbone takes images of at least {smallest}x{smallest} pixels, the data's have"
             f" {shape[1]}x{shape[2]}; use backbone=mlp or backbone=conv4, or larger images"
         )
+
+
+def _check_malicious(node: Node) -> None:
+    """A strategy that withstands attackers must have enough clients besides them in a round."""
+    strategy = node["strategy"]
+    each = (strategy.get("facts") or {}).get("clients_each")
+    if each is None or node.get("mode", "federated") != "federated":
+        return
+    attackers = strategy["num_malicious_nodes"]
+    if not isinstance(attackers, int) or attackers < 0:
+        raise ConfigError(f"num_malicious must be a whole number of at least 0, got {attackers}")
+    cohort = max(int(node["num_clients"] * node["participation"]), strategy["min_train_nodes"])
+    if cohort < each * attackers + 3:
+        name = str(strategy["_target_"]).rsplit(".", 1)[-1]
+        raise ConfigError(
+            f"strategy {name} with num_malicious={attackers} needs at least"
+            f" {each * attackers + 3} clients a round, and {cohort} take part; raise num_clients or"
+            " participation, or lower num_malicious"
+        )
+
+
+def _check_use(node: Node) -> None:
+    """A scenario that deals or orders its examples itself leaves no choice of how."""
+    for group, plain in (("partition", "iid"), ("order", "same")):
+        chosen = (node.get(group) or {}).get("_target_")
+        default = OmegaConf.select(OmegaConf.load(CONF / group / f"{plain}.yaml"), "_target_")
+        if group not in node["scenario"] and chosen not in (None, default):
+            name = str(node["scenario"]["_target_"]).rsplit(".", 1)[-1]
+            raise ConfigError(
+                f"the scenario ({name}) has no use for a {group}, so"
+                f" {group} ({chosen.rsplit('.', 1)[-1]}) would change nothing; leave it out"
+            )
 
 
 def _providers(word: str) -> str:

@@ -161,7 +161,7 @@ def explain(error: Exception, overrides: list[str]) -> str:
     for override in overrides:
         key = override.lstrip("+~").split("=", 1)[0]
         if f"'{key}'" in text and "Could not override" in text:
-            return f"there is no key {key!r} in this configuration{_nearest(key)}"
+            return f"there is no key {key!r} in this configuration{_nearest(key, overrides)}"
     return "; ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
@@ -180,9 +180,11 @@ def _wrong_choice(group: str, choice: str) -> str:
     return f"there is no {group}={choice}{hint}; choices: {', '.join(known)}"
 
 
-def _nearest(key: str) -> str:
-    known = _keys(compose([]))
+def _nearest(key: str, overrides: list[str]) -> str:
+    known = _keys(compose(_chosen(overrides)))
     parent = key.rsplit(".", 1)[0] + "." if "." in key else ""
+    if elsewhere := _choices_with(key):
+        return f"; these choices have it: {', '.join(elsewhere)}"
     near = difflib.get_close_matches(key, known, n=3, cutoff=0.7)
     if near:
         return f"; did you mean {' or '.join(near)}?"
@@ -190,6 +192,25 @@ def _nearest(key: str) -> str:
     if beside:
         return f"; {'under ' + parent[:-1] if parent else 'at the top'}: {', '.join(beside)}"
     return ""
+
+
+def _chosen(overrides: list[str]) -> list[str]:
+    """The overrides that choose a file of a group, where there is one."""
+    pairs = [word.split("=", 1) for word in overrides if "=" in word]
+    return [f"{group}={name}" for group, name in pairs if name in choices(group)]
+
+
+def _choices_with(key: str) -> list[str]:
+    """The choices of the key's group whose files have it."""
+    group, _, rest = key.partition(".")
+    found = []
+    for choice in choices(group) if rest else ():
+        held: Any = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{choice}.yaml"))
+        for name in rest.split("."):
+            held = held[name] if isinstance(held, dict) and name in held else {}
+        if held != {}:
+            found.append(f"{group}={choice}")
+    return found
 
 
 def _keys(node: Any, prefix: str = "") -> list[str]:

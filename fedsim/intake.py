@@ -119,10 +119,13 @@ class Intake:
         came = len(held) + len(log.idle)
         if screen.asked and came < need:
             kinds = Counter(rejection.kind for rejection in log.rejections)
-            told = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+            told = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())) or "none"
+            if log.rejections:
+                first = log.rejections[0]
+                told += f"; the first, of client {first.client}: {first.reason}"
             raise VoidRoundError(
                 f"round {log.tick.round}: {came} of {len(screen.asked)} clients gave a usable"
-                f" result and gate.min_results is {need}; rejected: {told or 'none'}"
+                f" result and gate.min_results is {need}; rejected: {told}"
             )
         yield from held
         yield from arrivals

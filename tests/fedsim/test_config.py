@@ -98,3 +98,35 @@ def test_every_target_exists(path):
             get_class(target)
         except ValueError:
             get_method(target)
+
+
+@pytest.mark.parametrize("dataset", choices("dataset"))
+def test_every_data_set_says_what_it_is_without_being_loaded(dataset):
+    facts = OmegaConf.to_container(compose([f"dataset={dataset}"]).dataset, resolve=True).get(
+        "facts"
+    )
+    assert all(isinstance(n, int) for n in (facts or {}).get("shape") or ())
+
+
+def test_a_key_of_another_choice_names_the_choices_that_have_it():
+    assert "have it: partition=dirichlet" in problem("partition.alpha=0.1")
+    assert "did you mean client.penalty" in problem("client=ewc", "client.penalt=3")
+
+
+@pytest.mark.parametrize("key", ["server_evaluation", "overwrite", "progress"])
+def test_neither_true_nor_false_is_refused(key):
+    assert f"{key} must be true or false, got 7" in problem(f"{key}=7")
+
+
+@pytest.mark.parametrize(("strategy", "most"), [("krum", 7), ("multikrum", 7), ("bulyan", 1)])
+def test_attackers_must_leave_enough_clients_in_a_round(strategy, most):
+    resolve(compose([f"strategy={strategy}", f"num_malicious={most}"]))
+    text = problem(f"strategy={strategy}", f"num_malicious={most + 1}")
+    assert "10 take part" in text
+    assert "at least 0, got -1" in problem(f"strategy={strategy}", "num_malicious=-1")
+
+
+@pytest.mark.parametrize("override", ["partition=dirichlet", "order=shuffled"])
+def test_a_choice_that_the_scenario_has_no_use_for_is_refused(override):
+    resolve(compose(["scenario=class_incremental", override]))
+    assert f"no use for a {override.split('=')[0]}" in problem("scenario=missions", override)

@@ -5,6 +5,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from fedsim.backbones.vision import MLP
+from fedsim.build import check_backbone
 from fedsim.model import Model, mask_logits
 
 TASK_CLASSES = torch.tensor([[1, 0, 1, 0, 0], [0, 1, 0, 1, 1]], dtype=torch.bool)
@@ -92,3 +93,27 @@ def test_mask_leaves_no_gradient_to_the_heads_of_absent_tasks():
     F.cross_entropy(logits, torch.tensor([0, 2, 2])).backward()
     assert torch.equal(model.head.bias.grad[TASK_CLASSES[1]], torch.zeros(3))
     assert model.head.bias.grad[TASK_CLASSES[0]].abs().min() > 0
+
+
+class Wrong(nn.Module):
+    num_features = 7
+
+    def __init__(self, width):
+        super().__init__()
+        self.layer = nn.Linear(5, width)
+
+    def forward(self, inputs):
+        return self.layer(inputs)
+
+
+@pytest.mark.parametrize(
+    ("shape", "width", "words"),
+    [
+        ((5,), 8, r"num_features=7 .* shape \(2, 8\)"),
+        ((6,), 7, r"not take inputs of shape \(2, 6\)"),
+    ],
+)
+def test_a_backbone_that_does_not_keep_its_word_is_refused(shape, width, words):
+    check_backbone(Model(Wrong(7), 3), (5,), "cpu")
+    with pytest.raises(ValueError, match=words):
+        check_backbone(Model(Wrong(width), 3), shape, "cpu")
