@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fedsim.cut import GraphCut
 from fedsim.model import Model
 from fedsim.scenario import Scenario
 from fedsim.training import LocalTraining
@@ -152,6 +153,11 @@ def check_scenario(strategy: Any, scenario: Scenario) -> None:
     from avalanche.training.plugins import LwFPlugin
     from avalanche.training.supervised import ICaRL
 
+    if isinstance(scenario, GraphCut):
+        raise ValueError(
+            "Avalanche's strategies take examples one by one, and nodes cannot be cut from their"
+            " graph; use client=replay, ewc, fedprox or sgd"
+        )
     tells_tasks = scenario.task_classes is not None
     if tells_tasks and any(isinstance(plugin, LwFPlugin) for plugin in strategy.plugins):
         raise ValueError(

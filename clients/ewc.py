@@ -109,6 +109,8 @@ class EWC(Client):
         """Diagonal of the empirical Fisher information, named as the trainable parameters."""
         n = min(self._fisher_examples or len(shard), len(shard))
         params = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        if not isinstance(shard.inputs, Tensor):
+            return self._fisher_of_nodes(model, shard, n, params)
         buffers = dict(model.named_buffers())
         tasks = torch.zeros(n, dtype=torch.int64) if shard.tasks is None else shard.tasks[:n]
         allowed = None if shard.tasks is None else self.scenario.task_classes
@@ -127,6 +129,24 @@ class EWC(Client):
         sums = squared_gradients(negative_log_likelihood, params, *examples)
         model.train(training)
         return {name: value / n for name, value in sums.items()}
+
+    def _fisher_of_nodes(self, model: Model, shard: Shard, n: int, params: Params) -> Params:
+        """The same on a graph, whose nodes share one forward pass."""
+        (batch,) = shard.batches(0)
+        batch = self.on_device(batch)
+        training = model.training
+        model.eval()
+        logits = mask_logits(model(batch.inputs), batch.tasks, self.scenario.task_classes)
+        losses = functional.cross_entropy(logits, batch.targets, reduction="none")[:n]
+        sums = {name: torch.zeros_like(p) for name, p in params.items()}
+        for loss in losses:
+            gradients = torch.autograd.grad(
+                loss, list(params.values()), retain_graph=True, materialize_grads=True
+            )
+            for total, gradient in zip(sums.values(), gradients, strict=True):
+                total += gradient.square()
+        model.train(training)
+        return {name: value.detach() / n for name, value in sums.items()}
 
     def _to_device(self, params: Params) -> Params:
         return {name: tensor.to(self.setting.device) for name, tensor in params.items()}

@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from fedsim.arrays import Params, Records
 from fedsim.client import Client, Setting
+from fedsim.cut import GraphCut
 from fedsim.data import Batch, Shard
 from fedsim.functional.exemplars import distillation, herding
 from fedsim.functional.prototypes import (
@@ -55,6 +56,11 @@ class ICaRL(Client):
         temperature: float = 2.0,
     ) -> None:
         super().__init__(setting, training=training)
+        if isinstance(setting.scenario, GraphCut):
+            raise ValueError(
+                "client=icarl sends single examples, and nodes cannot be cut from their graph; use"
+                " client=replay, ewc, fedproto or prototypes"
+            )
         if exemplars < 1:
             raise ValueError(f"client.exemplars must be at least 1, got {exemplars}")
         if temperature <= 0:

@@ -1,5 +1,6 @@
 """Local training with a memory of earlier experiences."""
 
+import copy
 from collections.abc import Iterator
 
 import numpy as np
@@ -64,7 +65,14 @@ class Replay(Client):
     def batches(
         self, shard: Shard, down: Download, state: ClientState, rng: torch.Generator
     ) -> Iterator[Batch]:
-        """Batches of the current experience, each with remembered examples appended."""
+        """Batches of the current experience, each with remembered examples appended.
+
+        Of a graph, whose nodes cannot be cut from it, the remembered nodes become rows beside those
+        of the experience.
+        """
+        if not isinstance(shard.inputs, torch.Tensor):
+            yield from self._with_nodes(super().batches(shard, down, state, rng), state, rng)
+            return
         memory = self._remembered(state)
         for batch in super().batches(shard, down, state, rng):
             if memory is None:
@@ -77,6 +85,19 @@ class Replay(Client):
                 torch.cat([batch.targets, memory.targets[pick]]),
                 _join(batch.tasks, memory.tasks, pick),
             )
+
+    def _with_nodes(
+        self, batches: Iterator[Batch], state: ClientState, rng: torch.Generator
+    ) -> Iterator[Batch]:
+        """The batches of a graph with remembered nodes among the rows."""
+        for batch in batches:
+            if "memory" not in state:
+                yield batch
+                continue
+            held = state["memory"]
+            count = min(self.replay_batch, len(held["indices"]))
+            pick = torch.randperm(len(held["indices"]), generator=rng)[:count].sort().values
+            yield _joined(batch, held["indices"][pick], held["experiences"][pick])
 
     def _remembered(self, state: ClientState) -> Batch | None:
         """The remembered examples, as they looked in their experience."""
@@ -121,6 +142,28 @@ def balanced(targets: torch.Tensor, room: int, rng: torch.Generator) -> torch.Te
         turn[same] = torch.arange(len(same))
     first = torch.argsort(turn, stable=True)[:room]
     return order[first].sort().values
+
+
+def _joined(batch: Batch, nodes: torch.Tensor, experiences: torch.Tensor) -> Batch:
+    """The batch of a graph with more nodes among its rows.
+
+    Args:
+        batch: Its inputs are a graph with node numbers ``n_id`` and the rows as ``mask``.
+        nodes: Numbers of the further rows, ``[n]``.
+        experiences: Which experience each belongs to, ``[n]``.
+    """
+    graph = copy.copy(batch.inputs)  # the stored shard keeps its rows
+    old = torch.isin(graph.n_id, nodes) & ~graph.mask
+    mask = graph.mask | old
+    tasks = None
+    if batch.tasks is not None:
+        order = nodes.argsort()
+        tasks = torch.zeros_like(graph.y)
+        tasks[graph.mask] = batch.tasks
+        tasks[old] = experiences[order][torch.searchsorted(nodes[order], graph.n_id[old])]
+        tasks = tasks[mask]
+    graph.mask = mask
+    return Batch(graph, graph.y[mask], tasks)
 
 
 def _client(down: Download) -> int:
