@@ -75,7 +75,13 @@ def test_only_claims_that_fail_are_counted(capsys):
         Check(claim="c", wanted="w", ours="o", holds=holds) for holds in (True, False, None, False)
     ]
     assert show("name", iter(checks)) == 2
-    assert "FAILS" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "FAILS" in shown.out
+    assert "1 hold, 2 fail, 1 are only reported" in shown.out
+    assert shown.err.splitlines() == [
+        "c: o (wanted: w) holds", "c: o (wanted: w) FAILS", "c: o (wanted: w)",
+        "c: o (wanted: w) FAILS",
+    ]  # fmt: skip
 
 
 def test_brackets_are_text_and_no_markup(capsys):
