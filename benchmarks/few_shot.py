@@ -1,15 +1,17 @@
 """Do metric losses help classes that were never trained on? Paired few-shot runs.
 
-    python benchmarks/few_shot.py --data strokes --ways 20 --episodes 200 --splits 3
-    python benchmarks/few_shot.py --data digits --ways 6 --episodes 50 --splits 84
+    python benchmarks/few_shot.py                  # six characters in four orientations, 20 ways
+    python benchmarks/few_shot.py --no-rotations --ways 6
+    python benchmarks/few_shot.py --data digits --no-rotations --ways 6 --splits 84
+    python benchmarks/few_shot.py --data strokes --no-rotations --episodes 200 --splits 3
 
 For every split, the same network on the same episodes is trained once with the prototypical loss
-alone and once with each average of losses, then tested on episodes of unseen classes. Printed are
-the mean difference to the first in points of accuracy and in the ratio of the distance to the own
-class mean to that between class means, each with its standard error over the splits.
+alone (CE) and once with each average of losses, then tested on episodes of unseen classes. Printed
+are accuracy, the ratio of the distance to the own class mean to that between class means, and the
+mean differences to the network as drawn and to CE, each with its standard error over the splits.
 
-Base classes: six of the ten digits, drawn anew for every split; half of the strokes; the background
-of Omniglot.
+Base classes: six of the ten digits, drawn anew for every split; six invented characters and 40
+unseen ones, new for every split; half of the strokes; the background of Omniglot.
 """
 
 import argparse
@@ -40,37 +42,49 @@ LOSSES: dict[str, list[EpisodeLoss]] = {
     "CE + ICNN support": [CE, partial(ICNN, pairs="support")],
     "CE + ICNN query": [CE, partial(ICNN, pairs="query")],
 }
-WAYS = {"digits": 4, "strokes": 5, "omniglot": 5}  # of a test episode
-QUERIES = {"digits": 50, "strokes": 15, "omniglot": 15}
+WAYS = {"digits": 4, "characters": 4, "strokes": 5, "omniglot": 5}  # of a test episode
+QUERIES = {"digits": 50, "characters": 15, "strokes": 15, "omniglot": 15}
+FEW = 6  # base classes of digits and characters
+UNSEEN = 40  # characters beside them
+DRAWN = "as drawn"  # the network before any training
 BACKGROUND = 964  # characters of Omniglot
 
 
 def main() -> None:
     """Print one row per average of losses."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", choices=sorted(WAYS), default="strokes")
+    parser.add_argument("--data", choices=sorted(WAYS), default="characters")
     parser.add_argument("--ways", type=int, default=20, help="of a training episode")
-    parser.add_argument("--episodes", type=int, default=200, help="to train on")
+    parser.add_argument(
+        "--rotations",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="train on every class in four orientations, each a class of its own",
+    )
+    parser.add_argument("--episodes", type=int, default=50, help="to train on")
     parser.add_argument("--queries", type=int, default=5, help="of a class in training")
     parser.add_argument("--rate", type=float, default=2e-3, help="of Adam, at the start")
     parser.add_argument("--width", type=int, default=32, help="channels of a block")
-    parser.add_argument("--splits", type=int, default=3)
-    parser.add_argument("--tests", type=int, default=600, help="test episodes of a split")
+    parser.add_argument("--splits", type=int, default=24)
+    parser.add_argument("--first", type=int, default=0, help="seed of the first split")
+    parser.add_argument("--tests", type=int, default=200, help="test episodes of a split")
     parser.add_argument("--losses", nargs="+", choices=sorted(LOSSES), default=list(LOSSES)[1:3])
     args = parser.parse_args()
     torch.set_num_threads(1)
-    names = ["CE", *args.losses]
-    results = np.array([_split(args, split, names) for split in range(args.splits)])
+    names = [DRAWN, "CE", *args.losses]
+    splits = range(args.first, args.first + args.splits)
+    results = np.array([_split(args, split, names) for split in splits])
     print(f"{args.data}, {args.splits} splits, CPU {time.process_time():.0f} s")
-    accuracy, ratio, loss = results[:, 0].mean(0)
-    print(f"{'CE':18} accuracy {100 * accuracy:.1f}, ratio {ratio:.3f}, loss {loss:.4f}")
-    for place, name in enumerate(names[1:], 1):
-        gain = results[:, place] - results[:, 0]
-        (points, apart, _), (error, spread, _) = gain.mean(0), _standard_error(gain)
-        print(
-            f"{name:18} {100 * points:+.2f} +- {100 * error:.2f} points,"
-            f" ratio {apart:+.3f} +- {spread:.3f}",
-        )
+    for place, name in enumerate(names):
+        accuracy, ratio, loss = results[:, place].mean(0)
+        print(f"{name:18} accuracy {100 * accuracy:.1f}, ratio {ratio:.3f}, loss {loss:.4f}")
+        for other in range(min(place, 2)):
+            gain = results[:, place] - results[:, other]
+            (points, apart, _), (error, spread, _) = gain.mean(0), _standard_error(gain)
+            print(
+                f"{'':12} to {names[other]:8} {100 * points:+.2f} +- {100 * error:.2f} points,"
+                f" ratio {apart:+.3f} +- {spread:.3f}",
+            )
 
 
 def _split(
@@ -86,7 +100,10 @@ def _split(
     )
     shots = 5
     pool = ImagePool(
-        examples=[examples], num_classes=None, per_class=shots + args.queries, rotations=False
+        examples=[examples],
+        num_classes=None,
+        per_class=shots + args.queries,
+        rotations=args.rotations,
     )
     groups = [images[targets == label] for label in unseen]
     results = []
@@ -94,9 +111,9 @@ def _split(
         torch.manual_seed(split)
         net = Conv4(input_shape=tuple(images.shape[1:]), width=args.width)
         training = Episodes(
-            losses=LOSSES[name],
+            losses=LOSSES.get(name, [CE]),
             optimizer=partial(torch.optim.Adam, lr=args.rate),
-            episodes=args.episodes,
+            episodes=0 if name == DRAWN else args.episodes,
             ways=args.ways,
             shots=shots,
             queries=args.queries,
@@ -113,7 +130,12 @@ def _data(name: str, split: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Images, their classes, and which classes are base and unseen, ascending."""
     if name == "digits":
         order = np.random.default_rng([split, 7]).permutation(10)
-        return *_joined(digits()), torch.tensor(sorted(order[:6])), torch.tensor(sorted(order[6:]))
+        base, unseen = torch.tensor(sorted(order[:FEW])), torch.tensor(sorted(order[FEW:]))
+        return *_joined(digits()), base, unseen
+    if name == "characters":
+        labels = torch.arange(FEW + UNSEEN)
+        images, targets = _joined(strokes(num_classes=FEW + UNSEEN, seed=split))
+        return images, targets, labels[:FEW], labels[FEW:]
     data = strokes() if name == "strokes" else omniglot(part="both", image_size=14)
     cut = data.num_classes // 2 if name == "strokes" else BACKGROUND
     labels = torch.arange(data.num_classes)

@@ -143,6 +143,27 @@ def test_tight_blobs_satisfy_both_losses_and_mixed_labels_do_not():
     assert icnn(mixed_support, mixed_queries).exp().reciprocal() < 0.7
 
 
+def test_of_separated_classes_icnn_goes_on_where_the_others_stop():
+    """Nobody's first four are strangers: the loss is ``-log(1 - mean rho / 4)``, on any scale."""
+    support, queries = (x.requires_grad_() for x in blobs(40.0))
+    images = torch.cat([support, queries], 1).detach()
+    rho = []
+    for label, own in enumerate(images):
+        strangers = torch.cat([images[:label], images[label + 1 :]]).flatten(0, 1)
+        near = torch.cdist(own, own).sort(1).values[:, 1:5]
+        rho.append(near / torch.cdist(own, strangers).amin(1, keepdim=True))
+    expected = -math.log(1 - torch.stack(rho).mean().item() / 4)
+    pull = icnn(support, queries)
+    assert pull.item() == pytest.approx(expected, abs=1e-5)
+    largest = {
+        loss.__name__: torch.autograd.grad(loss(support, queries), support)[0].abs().max().item()
+        for loss in (prototypical, proto_triplet, icnn)
+    }
+    assert largest["proto_triplet"] == 0.0
+    assert largest["prototypical"] < 1e-12
+    assert largest["icnn"] > 1e-5
+
+
 # ---- edges ----------------------------------------------------------------------------------
 
 
