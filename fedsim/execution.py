@@ -161,7 +161,9 @@ class Executor:
         middle = len(work.messages) // 2
         whole = Done(replies=[])
         for messages in (work.messages[:middle], work.messages[middle:]):
-            done = self.run(replace(work, messages=messages), Seen())
+            ids = [self._roster.client(addressee(message)) for message in messages]
+            states = {c: work.states[c] for c in ids if c in work.states}
+            done = self.run(replace(work, messages=messages, states=states), Seen())
             whole.replies += done.replies
             whole.states |= done.states
             whole.declined = whole.declined or done.declined

@@ -16,6 +16,7 @@ from fedsim.arrays import to_params
 from fedsim.cohort import Block
 from fedsim.engine import LocalEngine
 from fedsim.grid import LocalGrid
+from fedsim.state import ClientState
 from tests.fedsim.builders import (
     first_arrays,
     small_client,
@@ -68,6 +69,35 @@ def test_a_block_without_memory_is_halved_and_the_same_clients_are_trained(
     for name, tensor in wanted.items():
         torch.testing.assert_close(got[name], tensor, rtol=0, atol=1e-6)
     assert ("out of memory" in caplog.text) == bool(failing)
+
+
+class Counts(SGD):
+    """Remembers how often it has trained."""
+
+    def upload(self, model, shard, down, state):
+        before = state["rounds"]["n"] if "rounds" in state else torch.zeros(())
+        state["rounds"] = {"n": before + 1}
+        return super().upload(model, shard, down, state)
+
+
+def test_halves_leave_what_every_client_remembers(monkeypatch):
+    train = Block.train
+
+    def scarce(block):
+        if len(block.downs) > 2:  # of ten, two are a block and the third is alone
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return train(block)
+
+    monkeypatch.setattr(Block, "train", scarce)
+    client = small_client(small_setting(num_clients=10), kind=Counts)
+    grid = LocalGrid(client_app_of(lambda _: client), 10, raise_errors=True, cohort=10)
+    strategy = FedAvg(1.0, 0.0, min_available_nodes=1)
+    loop = small_loop(strategy, client, grid=grid)
+    for number, _ in enumerate(loop.run(first_arrays(client.setting))):
+        grid._executor.most = 10  # as if every round were the first to be refused memory
+        kept = [ClientState(grid.store.get(c)) for c in range(10) if number]
+        assert [float(state["rounds"]["n"]) for state in kept] == [number] * len(kept)
+    assert number == client.setting.clock.num_rounds
 
 
 class Wide(nn.Module):
