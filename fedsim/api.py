@@ -23,7 +23,8 @@ def run(overrides: str | Sequence[str] = (), *, folder: str | Path | None = None
     """Run a configuration in this process and return what it measured.
 
     ``fedsim.run("experiment=replay_digits_staggered seed=1")`` is the command line
-    ``fedsim experiment=replay_digits_staggered seed=1``.
+    ``fedsim experiment=replay_digits_staggered seed=1``; choices of your own are found in
+    ``--config-dir conf``, a word like the others.
 
     Args:
         overrides: The command line's words, as one string or as a list.

@@ -93,12 +93,14 @@ def compose(overrides: list[str], *, with_hydra: bool = False) -> DictConfig:
     """The configuration of ``conf/`` with the given overrides, outside the command line.
 
     Args:
-        overrides: As on the command line.
+        overrides: As on the command line, ``--config-dir DIR`` included.
         with_hydra: Whether to keep Hydra's own part, ``hydra``.
 
     Raises:
-        ConfigError: If an override names a group choice or a key that does not exist.
+        ConfigError: If an override names a group choice or a key that does not exist, or there is
+            no such folder.
     """
+    overrides = _searched(overrides)
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.errors import HydraException
@@ -111,6 +113,30 @@ def compose(overrides: list[str], *, with_hydra: bool = False) -> DictConfig:
             return hydra_compose("config", overrides=overrides, return_hydra_config=with_hydra)
         except HydraException as error:
             raise ConfigError(explain(error, overrides)) from error
+
+
+def _searched(words: list[str]) -> list[str]:
+    """The words with ``--config-dir``, which Hydra knows on its command line only, as an override.
+
+    Raises:
+        ConfigError: If the folder does not exist.
+    """
+    left: list[str] = []
+    folder: str | None = None
+    rest = iter(words)
+    for word in rest:
+        option, _, value = word.partition("=")
+        if option in ("--config-dir", "-cd"):
+            folder = value or next(rest, "")
+        else:
+            left.append(word)
+    if folder is None:
+        return left
+    path = Path(folder).absolute()
+    if not folder or not path.is_dir():
+        raise ConfigError(f"--config-dir: there is no folder {str(path)!r}")
+    quoted = str(path).replace("\\", "\\\\").replace("'", "\\'")
+    return [*left, f"hydra.searchpath=['file://{quoted}']"]
 
 
 def resolve(config: DictConfig) -> Node:

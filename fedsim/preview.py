@@ -21,6 +21,7 @@ HELP = """fedsim-preview: how a scenario is cut, before anything is trained.
 
   fedsim-preview                                    what `fedsim` would run
   fedsim-preview partition=dirichlet num_clients=20 the overrides are fedsim's
+  fedsim-preview --config-dir conf scenario=mine    with choices of your own
   fedsim-preview --picture cut.png ...              the drawings too: .png, or .html
 """
 SHOWN = 30  # clients on the terminal

@@ -130,3 +130,14 @@ def test_attackers_must_leave_enough_clients_in_a_round(strategy, most):
 def test_a_choice_that_the_scenario_has_no_use_for_is_refused(override):
     resolve(compose(["scenario=class_incremental", override]))
     assert f"no use for a {override.split('=')[0]}" in problem("scenario=missions", override)
+
+
+@pytest.mark.parametrize("words", [["--config-dir", "{}"], ["--config-dir={}"], ["-cd", "{}"]])
+def test_choices_of_ones_own_are_found_outside_the_command_line_too(tmp_path, words):
+    folder = tmp_path / "it's mine = yes"
+    (folder / "client").mkdir(parents=True)
+    (folder / "client" / "mine.yaml").write_text("_target_: clients.sgd.SGD\nsmoothing: 0.1\n")
+    node = compose(["client=mine", *(word.format(folder) for word in words), "seed=4"])
+    assert (node.client.smoothing, node.seed) == (0.1, 4)
+    with pytest.raises(ConfigError, match="there is no folder"):
+        compose(["--config-dir", str(tmp_path / "none")])
