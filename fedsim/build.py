@@ -85,9 +85,7 @@ def build(node: Node) -> Simulation:
         whole = isinstance(strategy, Strategy) and strategy.rebuilds_model
         setting = with_running(setting, node["batch_statistics"], whole=whole)
         made: Client = client(setting)
-        made.training.optimizer([Parameter(torch.zeros(1))])  # so that it refuses its options now
-        if made.training.epochs == 0 and not made.overrides("train", "fit", "batches"):
-            raise ValueError("training.epochs=0 would train nothing; give it at least 1")
+        check_optimizer(made)
         if isinstance(getattr(scenario, "dataset", None), Dataset):  # else a graph
             check_backbone(made.model, scenario.input_shape, device)
         return Simulation(
@@ -128,6 +126,20 @@ def with_running(setting: Setting, policy: Any, *, whole: bool = False) -> Setti
             f"batch_statistics={policy}, but the model has no batch normalisation; use average"
         )
     return replace(setting, running=RunningStatistics(policy=policy, initial=initial))
+
+
+def check_optimizer(client: Client) -> None:
+    """Make an optimiser, so that it refuses its options before any work.
+
+    Raises:
+        ValueError: If it does.
+    """
+    try:
+        client.training.optimizer([Parameter(torch.zeros(1))])
+    except (ValueError, TypeError, IndexError) as error:
+        raise ValueError(f"optimizer: {error}") from error
+    if client.training.epochs == 0 and not client.overrides("train", "fit"):
+        raise ValueError("training.epochs=0 would train nothing; give it at least 1")
 
 
 @torch.no_grad()

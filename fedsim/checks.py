@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 RESERVED = ("needs", "provides", "facts")
+_GROUPS = ("dataset", "scenario", "clock", "backbone", "head", "client", "strategy", "engine")
 Node = dict[str, Any]
 
 
@@ -32,6 +33,7 @@ class VoidRoundError(RuntimeError):
 
 def check(node: Node) -> None:
     """Raise :class:`ConfigError` for the first thing that cannot work."""
+    _check_groups(node)
     _check_needs(node)
     _check_graph(node)
     _check_numbers(node)
@@ -39,6 +41,26 @@ def check(node: Node) -> None:
     _check_facts(node)
     _check_malicious(node)
     _check_use(node)
+    _check_least(node)
+
+
+def _check_groups(node: Node) -> None:
+    for group in (
+        "dataset",
+        "scenario",
+        "clock",
+        "backbone",
+        "head",
+        "client",
+        "strategy",
+        "engine",
+    ):
+        if not node.get(group):
+            raise ConfigError(f"the configuration has no {group}; choose one, {group}=...")
+    if "graph" in (node["dataset"].get("provides") or ()) and node.get("encoder"):
+        raise ConfigError(
+            "an encoder takes images, and the data set is a graph; leave it out, encoder=none"
+        )
 
 
 def _check_needs(node: Node) -> None:
@@ -134,6 +156,15 @@ def _check_malicious(node: Node) -> None:
             f" {each * attackers + 3} clients a round, and {cohort} take part; raise num_clients or"
             " participation, or lower num_malicious"
         )
+
+
+def _check_least(node: Node) -> None:
+    """Flower waits for ever for clients that do not exist, and the gate would fail in a round."""
+    sizes = ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes")
+    least = [(f"strategy.{key}", node["strategy"].get(key)) for key in sizes]
+    for key, value in (*least, ("gate.min_results", (node.get("gate") or {}).get("min_results"))):
+        if isinstance(value, int) and value > node["num_clients"]:
+            raise ConfigError(f"{key} is {value}, but num_clients is {node['num_clients']}")
 
 
 def _check_use(node: Node) -> None:

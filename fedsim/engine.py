@@ -130,6 +130,10 @@ class LocalEngine:
             )
         if isinstance(size, int) and size < 2:
             raise ValueError(f"engine.cohort must be at least 2, or off; got {size}")
+        if self.keep_states is not None and self.keep_states < 1:
+            raise ValueError(
+                f"engine.keep_states must be at least 1, or null for all; got {self.keep_states}"
+            )
         self._check_workers(on_cpu=torch.device(self.device).type == "cpu")
 
     def _check_workers(self, *, on_cpu: bool) -> None:

@@ -38,7 +38,13 @@ def cosine(progress: float, final: float = 0.0) -> float:
 def steps(
     progress: float, milestones: tuple[float, ...] = (0.5, 0.75), factor: float = 0.1
 ) -> float:
-    """Multiplies by ``factor`` at each milestone (shares of the run)."""
+    """Multiplies by ``factor`` at each milestone (shares of the run).
+
+    Raises:
+        ValueError: If a milestone is no share of the run, and so would never come.
+    """
+    if not all(0 <= m < 1 for m in milestones):
+        raise ValueError(f"schedule.milestones must lie in [0, 1), got {list(milestones)}")
     return float(factor ** sum(progress >= m for m in milestones))
 
 
@@ -75,6 +81,12 @@ class LocalTraining:
             )
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise ValueError(f"training.clip_norm must be positive or null, got {self.clip_norm}")
+        for progress in (0.0, 0.5, 0.999):  # where a schedule refuses its options, too
+            if not self.schedule(progress) >= 0:
+                raise ValueError(
+                    f"schedule must multiply the learning rate by 0 or more, got"
+                    f" {self.schedule(progress)} when {progress} of the run is over"
+                )
 
 
 def _plain(call: Callable[..., T]) -> Callable[..., T]:

@@ -1,5 +1,6 @@
 import pytest
 
+import fedsim
 from fedsim.arguments import check_arguments
 from fedsim.build import make
 from fedsim.checks import ConfigError
@@ -48,3 +49,18 @@ def test_defaults_are_of_the_types_that_are_asked_for(choice):
     node = resolve(compose([choice]))
     for part in ("clock", "backbone", "head", "client", "strategy", "scenario", "gate", "faults"):
         check_arguments(node, part)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("optimizer=adam optimizer.betas=[0.9]", "optimizer: "),
+        ("training.epochs=0", "training.epochs=0 would train nothing"),
+        ("engine.keep_states=0", "engine.keep_states must be at least 1"),
+        ("schedule=cosine schedule.final=-2", "multiply the learning rate by 0 or more"),
+        ("schedule=steps schedule.milestones=[2]", r"milestones must lie in \[0, 1\), got \[2\]"),
+    ],
+)
+def test_a_value_that_would_fail_in_a_round_is_refused_before(override, words, tmp_path):
+    with pytest.raises(ConfigError, match=words):
+        fedsim.run(f"dataset=toy client=sgd num_clients=2 {override}", folder=tmp_path / "run")

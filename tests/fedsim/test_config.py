@@ -141,3 +141,16 @@ def test_choices_of_ones_own_are_found_outside_the_command_line_too(tmp_path, wo
     assert (node.client.smoothing, node.seed) == (0.1, 4)
     with pytest.raises(ConfigError, match="there is no folder"):
         compose(["--config-dir", str(tmp_path / "none")])
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["strategy.min_train_nodes=50"], "strategy.min_train_nodes is 50, but num_clients is 10"),
+        (["gate.min_results=11"], "gate.min_results is 11, but num_clients is 10"),
+        (["~client"], "has no client; choose one, client=..."),
+        (["dataset=cora", "encoder=random"], "the data set is a graph; leave it out, encoder=none"),
+    ],
+)
+def test_what_would_wait_for_ever_or_fail_later_is_refused_at_once(words, text):
+    assert text in problem(*words)
