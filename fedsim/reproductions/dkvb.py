@@ -91,12 +91,12 @@ def _digits(runner: Runner) -> Iterator[Check]:
         ours=f"{at_once:.1%}, {100 * (at_once - ours):.1f} points",
         holds=at_once - ours <= CLOSE,
     )
-    for head in ("linear", "mlp"):
+    for head, name in {"linear": "a linear", "mlp": "an MLP"}.items():
         probe = (DIGITS, f"head={head}", *PROBE, SMOOTH, SHORT)
         score = mean(runner.over_seeds(*probe), "test_accuracy")
         once = mean(runner.over_seeds(*probe, "scenario=single"), "test_accuracy")
         yield Check(
-            claim=f"... a {head} probe knows the last split only",
+            claim=f"... {name} probe knows the last split only",
             wanted="at most 35 % (re-implementation, linear: 20 %)",
             ours=f"{score:.1%}; all at once {once:.1%}",
             holds=score <= 0.35,
@@ -136,8 +136,8 @@ def _clients(runner: Runner) -> Iterator[Check]:
         "5 clients, FedAvg of rows": ("num_clients=5", "strategy.merge=fedavg"),
         "5 clients, orders and times of their own": ("num_clients=5", *OWN_TIME),
         "5 clients of two shards each, one round": SHARDS,
-        "... sum of changes": (*SHARDS, "strategy.merge=sum"),
-        "... FedAvg of rows": (*SHARDS, "strategy.merge=fedavg"),
+        "the same, sum of changes": (*SHARDS, "strategy.merge=sum"),
+        "the same, FedAvg of rows": (*SHARDS, "strategy.merge=fedavg"),
     }
     for name, more in variants.items():
         score = mean(runner.over_seeds(DIGITS, *more), "test_accuracy")
