@@ -154,3 +154,8 @@ def test_choices_of_ones_own_are_found_outside_the_command_line_too(tmp_path, wo
 )
 def test_what_would_wait_for_ever_or_fail_later_is_refused_at_once(words, text):
     assert text in problem(*words)
+
+
+@pytest.mark.parametrize("strategy", ["fedadam", "fedyogi", "fedadagrad"])
+def test_a_rate_that_flower_only_logs_is_no_option(strategy):
+    assert "no key 'strategy.eta_l'" in problem(f"strategy={strategy}", "strategy.eta_l=0.7")
