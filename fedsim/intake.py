@@ -64,6 +64,8 @@ class Intake:
     ) -> Iterator[Arrival]:
         """Uploads that are as they should be, each for itself."""
         round_ = log.tick.round
+        own = self.strategy if isinstance(self.strategy, Strategy) else None
+        in_training = self.evaluation.in_training
         for reply in replies:
             client = self.client(reply)
             upload = screen.read(reply, client)
@@ -75,13 +77,12 @@ class Intake:
                 log.idle.append(client)
                 continue
             forms: Sequence[Form] | None = screen.usual
-            fault = evaluation_fault(upload) if self.evaluation.in_training else None
-            if not isinstance(self.strategy, Strategy):
-                tested = self.evaluation.in_training and "accuracy" in upload.metrics
+            fault = evaluation_fault(upload) if in_training else None
+            if own is None:
+                tested = in_training and "accuracy" in upload.metrics
                 fault = fault or (None if tested else loss_fault(upload))  # "loss" is the tests'
             else:
-                state = self.strategy.ready(arrays)
-                forms = self.strategy.expects(log.tick, state, upload)
+                forms = own.expects(log.tick, own.ready(arrays), upload)
             arrival = screen.admit(reply, upload, forms)
             if isinstance(arrival, Fault):
                 self._reject(log, client, arrival)

@@ -92,17 +92,18 @@ class BlockReply(LocalReply):
     @property
     def row(self) -> Row:
         """The tensors of the upload."""
-        row: Row = self.upload.records["arrays"]
+        row: Row = self.__dict__["_upload"].records["arrays"]
         return row
 
     def num_bytes(self) -> int:
         """See :meth:`LocalReply.num_bytes`; the names of the metrics are those of the block."""
-        return self.row.bundle.once("bytes", None, super().num_bytes)
+        return self.row.bundle.once("bytes", None, lambda: LocalReply.num_bytes(self))
 
 
-def unread(reply: Message) -> LocalReply | None:
-    """The reply, if what it says is known without reading its content."""
-    return reply if isinstance(reply, LocalReply) and reply.upload is not None else None
+def unread(reply: Message) -> Upload | None:
+    """What a reply says, if that is known without reading its content."""
+    upload: Upload | None = reply.__dict__.get("_upload")
+    return upload
 
 
 def local_reply(upload: Upload, message: Message, round_: int) -> LocalReply | None:

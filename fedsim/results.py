@@ -99,8 +99,9 @@ class Results:
 
     def memory(self) -> Row:
         """How far the results have come: sizes of the files, and the sums over rounds."""
+        files = self._files()
         return {
-            "files": {Path(f.name).name: os.fstat(f.fileno()).st_size for f in self._files()},
+            "files": {os.path.basename(f.name): os.fstat(f.fileno()).st_size for f in files},
             "seconds": dict(self.seconds),
             "bytes": {way: dict(sizes) for way, sizes in self.bytes.items()},
             "measures": dict(self.measures),

@@ -71,18 +71,18 @@ class Screen:
         if client in self._answered:
             return Fault("duplicate", "a second reply in the same round")
         self._answered.add(client)
-        local = unread(reply)
-        if local is None and reply.has_error():
+        upload = unread(reply)
+        if upload is None or not isinstance(reply, LocalReply):
+            return self._decoded(reply, client)
+        return self._bounded(reply.num_bytes(), reply.round) or upload
+
+    def _decoded(self, reply: Message, client: int) -> Upload | Fault:
+        """The upload inside a reply that came from elsewhere."""
+        if reply.has_error():
             return _failure(reply.error)
-        size = content_bytes(reply.content) if local is None else local.num_bytes()
-        if size > self._gate.max_bytes:
-            return Fault("size", f"{size} bytes, gate.max_bytes is {self._gate.max_bytes}")
-        answered = round_of(reply.content) if local is None else local.round
-        if answered not in (None, self._round):
-            return Fault("stale", f"a reply to round {answered} in round {self._round}")
-        if local is not None:
-            upload: Upload = local.upload
-            return upload
+        fault = self._bounded(content_bytes(reply.content), round_of(reply.content))
+        if fault is not None:
+            return fault
         measured = sum(isinstance(record, MetricRecord) for record in reply.content.values())
         if measured != 1:
             return Fault("metrics", f"expected one record of metrics, got {measured}")
@@ -90,6 +90,14 @@ class Screen:
             return to_upload(reply, client)
         except ValueError as error:
             return Fault("unreadable", str(error))
+
+    def _bounded(self, size: int, answered: int | None) -> Fault | None:
+        """Why a reply of so many bytes, to that round, must not be decoded, or None."""
+        if size > self._gate.max_bytes:
+            return Fault("size", f"{size} bytes, gate.max_bytes is {self._gate.max_bytes}")
+        if answered not in (None, self._round):
+            return Fault("stale", f"a reply to round {answered} in round {self._round}")
+        return None
 
     @property
     def asked(self) -> list[int]:

@@ -30,6 +30,9 @@ _FUNCTIONS = (
 )
 
 
+_CONSTANT = (int, float, str, bytes, type(None))
+
+
 class RecordForm(Form):
     """Flower's records: arrays as tensors, everything else as it is."""
 
@@ -125,8 +128,8 @@ def encoded(value: Any, packages: frozenset[str], where: str) -> Params:
 class Snapshot:
     """The end of a round, which later rounds do not change.
 
-    Arrays and a fedsim strategy's state are never written to, so they need no copy; other
-    strategies may write to what they hold.
+    Arrays and a fedsim strategy's state are never written to, so they need no copy, nor do numbers
+    and words; other strategies may write to what they hold.
     """
 
     def __init__(
@@ -141,7 +144,8 @@ class Snapshot:
         self._packages = packages_of(strategy)
         self._value = {"arrays": arrays, "strategy": memory_of(strategy)}
         self._copy: Params | None = None
-        if "state" not in self._value["strategy"]:
+        held = self._value["strategy"]
+        if "state" not in held and not all(isinstance(v, _CONSTANT) for v in held.values()):
             self._copy = encoded(self._value, self._packages, type(strategy).__name__)
 
     def server(self) -> Params:

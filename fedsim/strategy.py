@@ -181,7 +181,7 @@ class Strategy(FlowerStrategy, Generic[S]):
             if reply.has_content():
                 local = unread(reply)
                 client_id = roster.client(reply.metadata.src_node_id)
-                yield to_upload(reply, client_id) if local is None else local.upload
+                yield to_upload(reply, client_id) if local is None else local
 
     def _bound(self) -> tuple[Clock, Roster]:
         if self._clock is None or self._roster is None:

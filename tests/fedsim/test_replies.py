@@ -99,7 +99,8 @@ def variants():
 def test_a_local_reply_reads_like_any_other(kind):
     upload = variants()[kind]
     ours, theirs = pair(upload)
-    assert unread(ours).upload is upload
+    assert unread(ours) is upload
+    assert unread(theirs) is None
     assert isinstance(ours, BlockReply) == (kind == "row")
     for name in ("run_id", "message_id", "src_node_id", "dst_node_id", "reply_to_message_id",
                  "group_id", "message_type", "src_task_id", "dst_task_id"):  # fmt: skip
