@@ -44,6 +44,8 @@ def main() -> None:
             runs, gaps = compare(machine, workload, entries, pythons, options)
             raw[workload] = runs
             rows += rows_of(workload, runs, gaps)
+    if not rows:
+        sys.exit("no contestant gave a result; what each said stands above")
     show(rows)
     options.out.mkdir(parents=True, exist_ok=True)
     content = {
