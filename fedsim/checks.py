@@ -45,16 +45,7 @@ def check(node: Node) -> None:
 
 
 def _check_groups(node: Node) -> None:
-    for group in (
-        "dataset",
-        "scenario",
-        "clock",
-        "backbone",
-        "head",
-        "client",
-        "strategy",
-        "engine",
-    ):
+    for group in _GROUPS:
         if not node.get(group):
             raise ConfigError(f"the configuration has no {group}; choose one, {group}=...")
     if "graph" in (node["dataset"].get("provides") or ()) and node.get("encoder"):
